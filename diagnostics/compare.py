@@ -1,0 +1,152 @@
+"""Guides against the exact posterior, every number beside its floor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from inference.errors import BadInput
+from inference.guide import Guide, check_counts
+from inference.latents import ModelLike
+from inference.observation import Observation
+from inference.progress import bar
+from inference.seeds import stream
+
+from .draws import draw
+from .metrics import METRICS, Metric
+
+if TYPE_CHECKING:
+    from xarray import Dataset, DataTree
+
+__all__ = ["EXACT", "Collected", "collect", "compare", "compare_draws"]
+
+EXACT = "exact"  # name of the reference row
+
+
+class Collected(dict[str, "DataTree"]):
+    """Draws by guide, the reference first, with a second reference set for the floors."""
+
+    floor: DataTree
+
+
+def compare(
+    model: ModelLike,
+    guides: Mapping[str, Guide],
+    x: Observation,
+    *,
+    draws: int = 1000,
+    chains: int = 4,
+    seed: int,
+    reference: Guide | None = None,
+    metrics: Mapping[str, Metric] | None = None,
+    progress: bool = False,
+) -> Dataset:
+    """Compare guides with the exact posterior.
+
+    Args:
+        model: the model.
+        guides: by printable name.
+        x: observation of B problems.
+        draws: draws per chain.
+        chains: chains.
+        seed: every set of draws has its own stream of it.
+        reference: by default `model.exact()`.
+        metrics: by default all of `METRICS`.
+        progress: show a bar.
+
+    Returns:
+        Variables `value`, `floor` and `se` with dims (guide, metric, problem), and `reason`
+        (guide, metric), which says why a value is NaN. The floor is the same metric between two
+        independent sets of exact draws of the same size; it is also the row "exact".
+
+    Raises:
+        BadInput: a guide takes the name "exact", or x or a count is wrong.
+        NoExactPosterior: the model has none and no reference was given.
+
+    Example:
+        >>> import zoo
+        >>> model = zoo.FactorAnalysis()
+        >>> x = model.observations()[:3]
+        >>> found = compare(model, {"copy": model.exact()}, x, draws=250, seed=0)
+        >>> dict(found.sizes)
+        {'guide': 2, 'metric': 9, 'problem': 3}
+    """
+    sizes = {"draws": draws, "chains": chains}
+    trees = collect(model, guides, x, **sizes, seed=seed, reference=reference, progress=progress)
+    return compare_draws(trees, metrics, progress=progress)
+
+
+def collect(
+    model: ModelLike,
+    guides: Mapping[str, Guide],
+    x: Observation,
+    *,
+    draws: int = 1000,
+    chains: int = 4,
+    seed: int,
+    reference: Guide | None = None,
+    progress: bool = False,
+) -> Collected:
+    """The draws behind :func:`compare`; takes the same arguments."""
+    check_counts(draws=draws, chains=chains)
+    if EXACT in guides:
+        raise BadInput(
+            "guides",
+            expected=f"names other than {EXACT!r}",
+            got=repr(EXACT),
+            fix="The exact posterior is always the reference row; name a copy differently.",
+        )
+    judge: Guide = reference or model.exact()  # type: ignore[attr-defined]
+    # one set of twice the size, so that stored draws never sit in both halves
+    both = draw(model, judge, x, draws=draws, chains=2 * chains, seed=seed, progress=progress)
+    found = Collected({EXACT: _chains(both, slice(0, chains))})
+    found.floor = _chains(both, slice(chains, None))
+    for k, (name, guide) in enumerate(guides.items()):
+        found[name] = draw(
+            model, guide, x, draws=draws, chains=chains, seed=stream(seed, 1 + k), progress=progress
+        )
+    return found
+
+
+def _chains(tree: DataTree, chosen: slice) -> DataTree:
+    """Some chains of a tree, renumbered from zero."""
+    half = tree.map_over_datasets(lambda d: d.isel(chain=chosen) if "chain" in d.dims else d)
+    half = half.map_over_datasets(
+        lambda d: d.assign_coords(chain=np.arange(d.sizes["chain"])) if "chain" in d.dims else d
+    )
+    half.attrs = dict(tree.attrs)
+    return half
+
+
+def compare_draws(
+    trees: Collected, metrics: Mapping[str, Metric] | None = None, *, progress: bool = False
+) -> Dataset:
+    """All metrics of all draws; see :func:`compare` for what comes back."""
+    import xarray
+
+    table = METRICS if metrics is None else metrics
+    rows = {EXACT: trees.floor} | {n: t for n, t in trees.items() if n != EXACT}
+    found: dict[tuple[str, str], Any] = {}
+    with bar("comparing", len(rows) * len(table), show=progress) as advance:
+        for guide, tree in rows.items():
+            for name, metric in table.items():
+                found[guide, name] = metric.compute(tree, trees[EXACT])
+                advance(f"{guide}: {metric.title}")
+    dims = ("guide", "metric", "problem")
+
+    def cube(field: str) -> Any:
+        return np.array([[getattr(found[g, m], field) for m in table] for g in rows])
+
+    value, se = cube("value"), cube("se")
+    return xarray.Dataset(
+        {
+            "value": (dims, value),
+            "floor": (dims, np.broadcast_to(value[:1], value.shape).copy()),
+            "se": (dims, se),
+            "reason": (dims[:2], cube("reason")),
+        },
+        coords={"guide": list(rows), "metric": list(table), "problem": np.arange(value.shape[2])},
+        attrs={k: v for k, v in trees[EXACT].attrs.items() if k != "guide"},
+    )

@@ -1,0 +1,169 @@
+"""Draws of any guide as an ArviZ DataTree."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from inference.checkpoint import versions
+from inference.guide import Draws, Guide, HasDensity, HasEvidence
+from inference.latents import Latents, ModelLike, Values
+from inference.observation import Observation, parts
+from inference.seeds import seeded
+
+if TYPE_CHECKING:
+    from xarray import DataTree
+
+__all__ = ["draw", "packed"]
+
+Groups = dict[str, dict[str, np.ndarray[Any, Any]]]
+
+
+def draw(
+    model: ModelLike,
+    guide: Guide,
+    x: Observation,
+    *,
+    draws: int = 1000,
+    chains: int = 4,
+    seed: int,
+    prior: bool = False,
+    posterior_predictive: bool = False,
+    progress: bool = False,
+) -> DataTree:
+    """Sample a guide and return everything ArviZ wants to know.
+
+    Args:
+        model: the model.
+        guide: any guide of it, the exact posterior included.
+        x: observation of B problems.
+        draws: draws per chain.
+        chains: chains; of independent draws they are a mere split.
+        seed: the draws depend on it alone.
+        prior: add groups `prior` and `prior_predictive`, as many draws as the posterior has.
+        posterior_predictive: add the group of that name, one simulated x per draw.
+        progress: show a bar where drawing takes long.
+
+    Returns:
+        Groups `posterior` (chain, draw, problem, ...), `observed_data`, `sample_stats` with
+        `log_p_joint` and, for guides with a density, `log_q` and `log_weight` in nats; `evidence`
+        with `log_evidence` (problem) for exact posteriors that know it; `circuit` where the guide
+        is one. Attributes name model, guide, seed, versions, the seconds drawing took, and whether
+        the draws are independent.
+
+    Raises:
+        BadInput: x or a count is wrong, or the guide misses a latent site.
+    """
+    lat = guide.latents
+    x = _beside(guide, x)
+    began = time.perf_counter()
+    found = guide.draw(x, draws=draws, chains=chains, seed=seed, progress=progress)
+    seconds = time.perf_counter() - began
+    with torch.no_grad():
+        groups: Groups = {
+            "posterior": _arrays(found.values),
+            "sample_stats": _arrays(_stats(lat, guide, found, x)),
+            **_observed(lat, x),
+        }
+        if found.circuit:
+            groups["circuit"] = _arrays(found.circuit)
+        if posterior_predictive:
+            with seeded(seed, 1):
+                replicas = lat.replicate(found.values, x)
+            groups["posterior_predictive"] = {lat.observed: _array(replicas)}
+        if prior:
+            groups |= _prior(lat, draws * chains, seed)
+        evidence = guide.log_evidence(x) if isinstance(guide, HasEvidence) else None
+    tree = _tree(groups, lat, getattr(model, "dims", {}))
+    if evidence is not None:
+        tree["evidence"] = _evidence(evidence)
+    tree.attrs = {
+        "model": str(getattr(model, "title", type(model).__name__)),
+        "guide": type(guide).__name__,
+        "seed": seed,
+        "seconds": seconds,
+        "independent_draws": int(guide.independent),
+        **{f"version_{name}": v for name, v in versions().items()},
+    }
+    return tree
+
+
+def packed(tree: DataTree, group: str = "posterior") -> np.ndarray[Any, Any]:
+    """All latents of a DataTree as one array, (problem, chain x draw, D)."""
+    data = tree[group].dataset
+    pieces = []
+    for variable in data.data_vars.values():
+        array = variable.transpose("problem", "chain", "draw", ...).values
+        pieces.append(array.reshape(array.shape[0], array.shape[1] * array.shape[2], -1))
+    return np.concatenate(pieces, -1)
+
+
+def _beside(guide: Guide, x: Observation) -> Observation:
+    """x on the device of the guide's model, if x is made of tensors at all."""
+    device = parts(guide.latents.like)[0].device
+    if isinstance(x, tuple):
+        return tuple(t.to(device) for t in x)
+    return x.to(device) if isinstance(x, Tensor) else x
+
+
+def _array(t: Tensor) -> np.ndarray[Any, Any]:
+    return t.detach().cpu().numpy()
+
+
+def _arrays(values: Values) -> dict[str, np.ndarray[Any, Any]]:
+    return {name: _array(t) for name, t in values.items()}
+
+
+def _stats(lat: Latents, guide: Guide, found: Draws, x: Observation) -> Values:
+    stats = dict(found.stats)
+    stats["log_p_joint"] = lat.log_joint(found.values, x)
+    if "log_q" not in stats and isinstance(guide, HasDensity):
+        stats["log_q"] = guide.log_prob(found.values, x)
+    if "log_q" in stats:
+        stats["log_weight"] = stats["log_p_joint"] - stats["log_q"]
+    return stats
+
+
+def _observed(lat: Latents, x: Observation) -> Groups:
+    """The observed tensor, and the inputs beside it as constant data."""
+    tensors = list(parts(x))
+    groups: Groups = {"observed_data": {lat.observed: _array(tensors.pop(lat.slot))}}
+    if tensors:
+        groups["constant_data"] = {f"input_{k}": _array(t) for k, t in enumerate(tensors)}
+    return groups
+
+
+def _prior(lat: Latents, n: int, seed: int) -> Groups:
+    z, x = lat.joint(n, seed=seed)
+    observed = parts(x)[lat.slot]
+    return {
+        "prior": {name: _array(t)[None] for name, t in z.items()},
+        "prior_predictive": {lat.observed: _array(observed)[None]},
+    }
+
+
+def _tree(groups: Groups, lat: Latents, names: Any) -> DataTree:
+    """Axes get the model's names for them; the rest get ArviZ's."""
+    from arviz_base import from_dict
+
+    row = ["problem"] if lat.plated else []
+    tail = {name: list(axes) for name, axes in names.items()}
+    tree = None
+    for group, arrays in groups.items():
+        lead = row if group in ("observed_data", "constant_data", "posterior_predictive") else ["problem"]
+        lead = [] if group in ("prior", "prior_predictive") else lead
+        dims = {name: lead + tail.get(name, []) for name in arrays}
+        piece = from_dict({group: arrays}, dims=dims, check_conventions=False)
+        tree = piece if tree is None else tree.assign({group: piece[group]})
+    assert tree is not None
+    return tree
+
+
+def _evidence(log_evidence: Tensor) -> Any:
+    import xarray
+
+    return xarray.DataTree(xarray.Dataset({"log_evidence": ("problem", _array(log_evidence))}))

@@ -1,0 +1,76 @@
+"""Errors that say which thing, what was expected, what came and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import TypeVar
+
+__all__ = [
+    "BadCheckpoint",
+    "BadInput",
+    "Diverged",
+    "Incompatible",
+    "NeuroguideError",
+    "NoDensity",
+    "NoExactPosterior",
+    "OutputError",
+    "lookup",
+]
+
+T = TypeVar("T")
+
+
+class NeuroguideError(Exception):
+    """Base of every error this project raises on purpose.
+
+    Args:
+        subject: the argument, site or file at fault.
+        expected: what would have been right.
+        got: what came.
+        fix: what to do about it.
+    """
+
+    def __init__(self, subject: str, *, expected: str, got: str, fix: str) -> None:
+        super().__init__(f"{subject}: expected {expected}; got {got}. {fix}")
+
+
+class BadInput(NeuroguideError, ValueError):
+    """An argument has the wrong value, shape, dtype or name."""
+
+
+class Incompatible(NeuroguideError, TypeError):
+    """A model, guide and objective that cannot work together."""
+
+
+class NoDensity(NeuroguideError, NotImplementedError):
+    """A density was asked of something that can only be sampled."""
+
+
+class NoExactPosterior(NeuroguideError, NotImplementedError):
+    """The model has no exact posterior; the message names what to use instead."""
+
+
+class BadCheckpoint(NeuroguideError, RuntimeError):
+    """A checkpoint is missing, corrupt or belongs to something else."""
+
+
+class OutputError(NeuroguideError, OSError):
+    """A file could not be written; whatever was there before is untouched."""
+
+
+class Diverged(NeuroguideError, ArithmeticError):
+    """A loss stopped being finite."""
+
+
+def lookup(table: Mapping[str, T], name: str, what: str) -> T:
+    """The entry of a table, or a :class:`BadInput` that suggests the nearest name."""
+    if name in table:
+        return table[name]
+    near = difflib.get_close_matches(name, table, n=1, cutoff=0.4)
+    raise BadInput(
+        what,
+        expected=f"one of {', '.join(sorted(table))}",
+        got=repr(name),
+        fix=f"Did you mean {near[0]!r}?" if near else "See `neuroguide list`.",
+    )

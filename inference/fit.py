@@ -1,0 +1,240 @@
+"""Train any guide with any objective: one call, one loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from . import checkpoint as files
+from .errors import BadCheckpoint, BadInput, Incompatible
+from .guide import Guide, check_counts
+from .latents import ModelLike
+from .loop import Loop, Trainer
+from .objective import Objective
+from .observation import Observation, parts
+from .seeds import stream
+
+__all__ = ["Fit", "fit"]
+
+
+@dataclass
+class Fit:
+    """A trained guide and how it came about.
+
+    Attributes:
+        guide: the guide, trained in place.
+        losses: by player, one loss per step in the objective's units.
+        seconds: wall time of the steps, summed over resumed runs.
+        settings: guide, knobs, objective, steps, batch_size, lr, seed and learn_model: what must
+            agree for a run to be resumed.
+    """
+
+    guide: Guide
+    losses: dict[str, np.ndarray[Any, Any]]
+    seconds: float
+    settings: dict[str, Any]
+
+    @property
+    def steps(self) -> int:
+        """Steps done."""
+        return max((len(v) for v in self.losses.values()), default=0)
+
+    @property
+    def seed(self) -> int:
+        """The seed."""
+        return int(self.settings["seed"])
+
+    def save(self, path: str | Path) -> None:
+        """Write guide, losses and, where learned, model to one safetensors file, atomically."""
+        self._write(Path(path), {})
+
+    @classmethod
+    def load(cls, path: str | Path, guide: Guide) -> Fit:
+        """Read a fit into `guide`, built with the class, model and knobs of the saved one.
+
+        Raises:
+            BadCheckpoint: missing, corrupt, or of another class, knobs or shapes.
+        """
+        tensors, header = files.read(Path(path))
+        same = {"guide": type(guide).__name__, "knobs": guide.knobs}
+        _agree(Path(path), {k: header["settings"].get(k) for k in same}, same)
+        run = cls(guide, {}, header["seconds"], header["settings"])
+        run._fill(Path(path), tensors)
+        return run
+
+    def _write(self, path: Path, extra: dict[str, Tensor]) -> None:
+        tensors = {f"guide/{n}": t for n, t in self.guide.state_dict().items()}
+        tensors |= {f"loss/{n}": torch.from_numpy(v) for n, v in self.losses.items()}
+        if self.settings["learn_model"]:
+            tensors |= {f"model/{n}": t for n, t in self.guide.model.state_dict().items()}
+        header = {"settings": self.settings, "seconds": self.seconds, "versions": files.versions()}
+        files.write(path, tensors | extra, header)
+
+    def _fill(self, path: Path, tensors: files.Tensors) -> None:
+        self.losses = {n: t.numpy() for n, t in files.subset(tensors, "loss").items()}
+        try:
+            self.guide.restore(files.subset(tensors, "guide"))
+            if self.settings["learn_model"]:
+                self.guide.model.load_state_dict(files.subset(tensors, "model"))
+        except RuntimeError as error:
+            raise BadCheckpoint(
+                str(path),
+                expected="parameters shaped as the guide's and model's",
+                got=str(error).replace("\n", " "),
+                fix="Build model and guide with the sizes of the saved run.",
+            ) from error
+
+
+def fit(
+    model: ModelLike,
+    guide: Guide,
+    x: Observation | None = None,
+    *,
+    objective: Objective | None = None,
+    steps: int = 2000,
+    batch_size: int = 256,
+    lr: float = 3e-3,
+    seed: int = 0,
+    learn_model: bool = False,
+    device: str = "auto",
+    checkpoint: str | Path | None = None,
+    progress: bool = True,
+    title: str = "",
+) -> Fit:
+    """Train a guide, in place.
+
+    Each player has Adam, with a learning rate that falls to zero along a half cosine. All
+    randomness of a step comes from (seed, step), so a killed run that finds its checkpoint ends
+    with the numbers of an unbroken one. A guide with nothing to learn, such as an exact posterior,
+    comes back at once.
+
+    Args:
+        model: the model; its parameters stay fixed unless `learn_model`.
+        guide: the guide, built for this model.
+        x: observations to train on; None means fresh draws from the model's joint.
+        objective: by default the one the guide was published with.
+        steps: steps in all, those of a resumed run included.
+        batch_size: problems per step; all of x where the data set is one problem or the guide has
+            parameters for each problem.
+        lr: first learning rate of players without their own.
+        seed: an integer >= 0.
+        learn_model: learn the model's parameters too.
+        device: "auto" takes a GPU if there is one.
+        checkpoint: file to resume from, where it exists, and to save to every ten seconds.
+        progress: show a bar with loss and time left.
+        title: name at the bar; by default the guide's class.
+
+    Raises:
+        BadInput: x, a count or the seed is not what it should be.
+        Incompatible: model, guide, objective and data cannot work together.
+        Diverged: a loss is not finite; the last checkpoint is kept.
+        BadCheckpoint: the checkpoint is corrupt or belongs to other settings.
+    """
+    check_counts(steps=steps, batch_size=batch_size)
+    stream(seed)
+    if not lr > 0:
+        raise BadInput("lr", expected="a positive number", got=repr(lr), fix="Try lr=3e-3.")
+    if guide.model is not model:
+        raise Incompatible(
+            "guide", expected="a guide of this model", got="another's", fix="Build Guide(model)."
+        )
+    x = _place(device, model, guide, x)
+    chosen = objective or (guide.objective() if guide.objective else None)
+    _check(guide, chosen, x, learn_model=learn_model)
+    trainers = _trainers(guide, chosen, learn_model=learn_model, lr=lr)
+    settings = {
+        "guide": type(guide).__name__,
+        "knobs": guide.knobs,
+        "objective": type(chosen).__name__,
+        "objective_knobs": chosen.knobs if chosen else {},
+        "data": "joint" if x is None else [list(t.shape) for t in parts(x)],
+        "steps": steps,
+        "batch_size": batch_size,
+        "lr": lr,
+        "seed": seed,
+        "learn_model": learn_model,
+    }
+    run = Fit(guide, {}, 0.0, settings)
+    path = None if checkpoint is None else Path(checkpoint)
+    if path is not None and path.exists():
+        _resume(path, run, trainers)
+    if chosen is None or not trainers:
+        return run
+
+    def save() -> None:
+        if path is not None:
+            state = [s for t in trainers for s in files.optimizer_state(t.name, t.optimizer)]
+            run._write(path, dict(state))
+
+    Loop(run, chosen, trainers, x, save).run(show=progress, title=title or type(guide).__name__)
+    return run
+
+
+def _place(
+    device: str, model: ModelLike, guide: Guide, x: Observation | None
+) -> Observation | None:
+    """Everything on one device; returns x there."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    for module in (model, guide):
+        if isinstance(module, nn.Module):
+            module.to(device)
+    if not isinstance(x, Tensor | tuple) or not all(isinstance(t, Tensor) for t in parts(x)):
+        return x
+    return tuple(t.to(device) for t in x) if isinstance(x, tuple) else x.to(device)
+
+
+def _check(
+    guide: Guide, objective: Objective | None, x: Observation | None, *, learn_model: bool
+) -> None:
+    if x is not None:
+        guide.latents.check(x)
+        guide.bind(x)
+    elif not guide.amortised:
+        raise BadInput(
+            "x",
+            expected=f"observations: {type(guide).__name__} has parameters for each problem",
+            got="None (draws from the joint)",
+            fix="Pass x, or use an amortised guide such as FullCovarianceEncoder.",
+        )
+    if objective is not None:
+        objective.check(guide, joint=x is None, learn_model=learn_model)
+
+
+def _trainers(
+    guide: Guide, objective: Objective | None, *, learn_model: bool, lr: float
+) -> list[Trainer]:
+    """One trainer per player with something to learn; the model joins the player "guide"."""
+    found = []
+    for name, player in (objective.players(guide) if objective else {}).items():
+        modules = [player.module] + ([guide.model] if learn_model and name == "guide" else [])
+        parameters = [p for m in modules for p in m.parameters() if p.requires_grad]
+        if parameters:
+            found.append(Trainer(name, parameters, player.steps, player.lr or lr))
+    return found
+
+
+def _resume(path: Path, run: Fit, trainers: list[Trainer]) -> None:
+    tensors, header = files.read(path)
+    _agree(path, header["settings"], run.settings)
+    run._fill(path, tensors)
+    run.seconds = header["seconds"]
+    for t in trainers:
+        files.restore_optimizer(t.name, t.optimizer, tensors)
+
+
+def _agree(path: Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
+    plain = files.plain(wanted)
+    differ = [k for k in plain if plain[k] != saved.get(k)]
+    if differ:
+        raise BadCheckpoint(
+            str(path),
+            expected=", ".join(f"{k}={plain[k]!r}" for k in differ),
+            got=", ".join(f"{k}={saved.get(k)!r}" for k in differ),
+            fix="Use the settings of the saved run, or another checkpoint path.",
+        )

@@ -1,0 +1,173 @@
+"""The one noun: a guide answers "what are the latents, given x?"."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from .errors import BadInput
+from .latents import MAX_ROWS, Latents, ModelLike, Values
+from .module import LocalModule
+from .objective import Objective
+from .observation import Observation, parts, repeat
+from .seeds import seeded
+
+__all__ = ["Draws", "Guide", "HasDensity", "HasEvidence", "HasNoise", "HasRsample", "HasScore"]
+
+
+@runtime_checkable
+class HasDensity(Protocol):
+    """log q(z given x): for ELBO, importance weights, k-hat."""
+
+    def log_prob(self, z: Values, x: Observation) -> Tensor:
+        """Latents (..., B, *shape) to log-density (..., B), in nats."""
+
+
+@runtime_checkable
+class HasScore(Protocol):
+    """The gradient of log q(z given x) in packed latents: for score matching."""
+
+    def score(self, z: Values, x: Observation) -> Tensor:
+        """Latents (..., B, *shape) to score (..., B, D)."""
+
+
+@runtime_checkable
+class HasNoise(Protocol):
+    """Noise scale per unit or synapse: for the reliability cost."""
+
+    def noise(self, x: Observation) -> Tensor:
+        """Standard deviations, (B, units)."""
+
+
+@runtime_checkable
+class HasRsample(Protocol):
+    """Differentiable draws: for adversarial objectives and the energy score."""
+
+    def rsample(self, x: Observation) -> Tensor:
+        """One packed draw per problem, (B, D), with gradients."""
+
+
+@runtime_checkable
+class HasEvidence(Protocol):
+    """An exact posterior that also knows log p(x)."""
+
+    def log_evidence(self, x: Observation) -> Tensor:
+        """log p(x) for each problem, (B,), in nats."""
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What a guide drew.
+
+    Attributes:
+        values: latents by site name, each (chains, draws, B, *shape).
+        stats: one number per draw, each (chains, draws, B).
+        circuit: what the neurons did, by quantity, each (chains, draws, B, ...).
+    """
+
+    values: Values
+    stats: Values = field(default_factory=dict)
+    circuit: Values = field(default_factory=dict)
+
+
+class Guide(LocalModule):
+    """A Pyro program q(z given x) with the latents of a model.
+
+    Subclasses write `forward(x)` (sample statements inside the plate "data"), and `log_prob` or one
+    of the other protocols where they can. The model is referred to, not owned: its parameters are
+    not the guide's.
+
+    Args:
+        model: the model whose latents the guide samples.
+        **knobs: what the subclass was built with; kept in checkpoints.
+
+    Attributes:
+        objective: the objective it was published with, used where none is named.
+        amortised: it answers for any x; otherwise only for the x it was fitted to.
+        independent: its draws are independent, so chains say nothing about convergence.
+    """
+
+    objective: ClassVar[type[Objective] | None] = None
+    amortised: ClassVar[bool] = True
+    independent: ClassVar[bool] = True
+
+    def __init__(self, model: ModelLike, **knobs: Any) -> None:
+        super().__init__()
+        self.__dict__["model"] = model  # past nn.Module's registration of submodules
+        self.__dict__["_latents"] = None
+        self.knobs = knobs
+
+    @property
+    def latents(self) -> Latents:
+        """The model's latents, on the device and in the dtype the model has now."""
+        like = parts(self.model.observations())[0]
+        known: Latents | None = self.__dict__["_latents"]
+        if known is None or (t := parts(known.like)[0]).device != like.device or t.dtype != like.dtype:
+            known = self.__dict__["_latents"] = Latents(self.model)
+        return known
+
+    def forward(self, x: Observation) -> Any:
+        """Sample the model's latent sites inside the plate "data"."""
+        raise NotImplementedError
+
+    def bind(self, x: Observation) -> None:
+        """Called before a fit: guides with parameters per problem create them here."""
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take parameters and buffers from a checkpoint."""
+        self.load_state_dict(state)
+
+    def draw(
+        self, x: Observation, *, draws: int, chains: int, seed: int, progress: bool = False
+    ) -> Draws:
+        """Sample q(z given x): by default independent draws, in big batches.
+
+        Args:
+            x: observation of B problems.
+            draws: draws per chain.
+            chains: chains.
+            seed: draws depend on it alone.
+            progress: show a bar where drawing takes long.
+        """
+        check_counts(draws=draws, chains=chains)
+        lat = self.latents
+        lat.check(x)
+        b = lat.problems(x)
+        with torch.no_grad(), seeded(seed):
+            pieces = self._pieces(x, chains * draws, b)
+        names = lat.names
+        flat = {n: torch.cat([p[n] for p in pieces]) for n in names}
+        return Draws({n: v.reshape(chains, draws, b, *v.shape[2:]) for n, v in flat.items()})
+
+    def _pieces(self, x: Observation, total: int, b: int) -> list[Values]:
+        """Draws through `forward`, as more problems: pieces of (S, B, *shape) by site."""
+        from pyro import poutine
+
+        step = max(1, MAX_ROWS // b) if self.latents.plated else 1
+        pieces = []
+        for start in range(0, total, step):
+            n = min(step, total - start)
+            nodes = poutine.trace(self).get_trace(repeat(x, n)).nodes
+            missing = [s for s in self.latents.names if s not in nodes]
+            if missing:
+                raise BadInput(
+                    "guide",
+                    expected=f"sample statements for {list(self.latents.names)}",
+                    got=f"none for {missing}",
+                    fix="Add pyro.sample for each of them, with the model's site names.",
+                )
+            pieces.append(
+                {s.name: nodes[s.name]["value"].reshape(n, b, *s.shape) for s in self.latents.sites}
+            )
+        return pieces
+
+
+def check_counts(**counts: int) -> None:
+    """Raise :class:`BadInput` unless every count is a positive integer."""
+    for name, value in counts.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise BadInput(name, expected="an integer >= 1", got=repr(value), fix=f"{name}=1000.")

@@ -1,0 +1,143 @@
+"""Amortised Gaussian encoders: the mean-field baseline, and the one with all correlations."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
+from torch.nn.functional import softplus
+
+from ..latents import Latents, ModelLike
+from ..objectives.elbo import ELBO
+from ..observation import Observation, flatten
+from ..packed import PackedGuide
+
+__all__ = ["Encoder", "FullCovarianceEncoder", "MeanFieldEncoder"]
+
+SOFTPLUS_ONE = math.log(math.e - 1)  # softplus(SOFTPLUS_ONE) = 1: encoders start at the prior
+SCALING_DRAWS = 512  # joint draws that set the units of inputs and outputs
+
+
+class Encoder(nn.Module):
+    """x to `outputs` numbers: a linear map plus a multilayer perceptron, zero at the start.
+
+    Inputs are standardised, and packed latents get their prior centre and scale, both by quantiles
+    of draws from the joint (heavy tails and counts would ruin moments).
+
+    Args:
+        latents: of the model; names the problem and makes the draws.
+        outputs: numbers per problem.
+        hidden: widths of the hidden layers.
+    """
+
+    x_loc: Tensor
+    x_scale: Tensor
+    u_loc: Tensor
+    u_scale: Tensor
+
+    def __init__(self, latents: Latents, outputs: int, hidden: tuple[int, ...]) -> None:
+        super().__init__()
+        z, x = latents.joint(SCALING_DRAWS if latents.plated else 32, seed=0)
+        n = next(iter(z.values())).shape[0]
+        features = flatten(x, n)
+        for name, t in (("x", features), ("u", latents.pack(z)[0])):
+            loc, scale = _centre_and_scale(t)
+            self.register_buffer(f"{name}_loc", loc)
+            self.register_buffer(f"{name}_scale", scale)
+        widths = [features.shape[1], *hidden, outputs]
+        layers: list[nn.Module] = []
+        for a, b in zip(widths[:-1], widths[1:], strict=True):
+            layers += [nn.Linear(a, b), nn.SiLU()]
+        self.deep = nn.Sequential(*layers[:-1])
+        self.linear = nn.Linear(features.shape[1], outputs)
+        for layer in (self.linear, self.deep[-1]):
+            for parameter in layer.parameters():
+                nn.init.zeros_(parameter)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, F) to (B, outputs)."""
+        scaled = self.standardise(features)
+        out: Tensor = self.linear(scaled) + self.deep(scaled)
+        return out
+
+    def standardise(self, features: Tensor) -> Tensor:
+        """Features with centre 0 and scale 1 under the joint."""
+        return (features - self.x_loc) / self.x_scale
+
+
+def _centre_and_scale(t: Tensor) -> tuple[Tensor, Tensor]:
+    """Median and half the central 68 % range; sd, then 1, where that range is empty."""
+    low, mid, high = torch.quantile(t, t.new_tensor([0.16, 0.5, 0.84]), dim=0)
+    scale = (high - low) / 2
+    scale = torch.where(scale > 0, scale, t.std(0))
+    return mid, torch.where(scale > 0, scale, torch.ones_like(scale))
+
+
+class MeanFieldEncoder(PackedGuide):
+    """The classic recognition network: independent Gaussians, read off x.
+
+    u_i ~ Normal(m_i(x), s_i(x)), independent over i in 1..D.
+
+    Where the posterior is Gaussian with precision L, its best fit by ELBO has variance 1 / L_ii,
+    which is too small, and misses log p(x) by (1/2) (sum log L_ii - log det L) nats.
+
+    Args:
+        model: any model with continuous latents.
+        hidden: widths of the hidden layers.
+
+    References:
+        Auto-Encoding Variational Bayes (Kingma & Welling, 2014)
+        https://arxiv.org/abs/1312.6114
+    """
+
+    objective = ELBO
+
+    def __init__(self, model: ModelLike, *, hidden: tuple[int, ...] = (64, 64)) -> None:
+        super().__init__(model, hidden=hidden)
+        self.encoder = Encoder(self.latents, 2 * self.latents.size, hidden)
+
+    def distribution(self, x: Observation) -> Distribution:
+        """Independent Normal: batch (B,), event (D,)."""
+        e = self.encoder
+        loc, raw = e(flatten(x, self.latents.problems(x))).chunk(2, -1)
+        scale = e.u_scale * softplus(raw + SOFTPLUS_ONE)
+        return Independent(Normal(e.u_loc + e.u_scale * loc, scale, validate_args=False), 1)
+
+
+class FullCovarianceEncoder(PackedGuide):
+    """A recognition network with every posterior correlation.
+
+    u ~ Normal(m(x), L(x) L(x)'), L lower triangular with a positive diagonal.
+
+    Args:
+        model: any model with continuous latents.
+        hidden: widths of the hidden layers.
+    """
+
+    objective = ELBO
+
+    def __init__(self, model: ModelLike, *, hidden: tuple[int, ...] = (64, 64)) -> None:
+        super().__init__(model, hidden=hidden)
+        d = self.latents.size
+        self.encoder = Encoder(self.latents, 2 * d + d * (d - 1) // 2, hidden)
+
+    def distribution(self, x: Observation) -> Distribution:
+        """Multivariate Normal: batch (B,), event (D,)."""
+        loc, tril = self.affine(x)
+        return MultivariateNormal(loc, scale_tril=tril, validate_args=False)
+
+    def affine(self, x: Observation) -> tuple[Tensor, Tensor]:
+        """Mean (B, D) and Cholesky factor (B, D, D)."""
+        return gaussian_head(self.encoder, flatten(x, self.latents.problems(x)))
+
+
+def gaussian_head(encoder: Encoder, features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (B, D) and Cholesky factor (B, D, D) from 2 D + D (D - 1) / 2 outputs."""
+    d = encoder.u_loc.shape[0]
+    loc, raw, below = encoder(features).split([d, d, d * (d - 1) // 2], -1)
+    tril = torch.diag_embed(softplus(raw + SOFTPLUS_ONE))
+    i, j = torch.tril_indices(d, d, -1, device=features.device)
+    tril[:, i, j] = below
+    return encoder.u_loc + encoder.u_scale * loc, encoder.u_scale[:, None] * tril

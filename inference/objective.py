@@ -1,0 +1,102 @@
+"""An objective is a game that trains a guide: players, and a loss for each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import Tensor, nn
+
+from .errors import Incompatible
+
+if TYPE_CHECKING:
+    from .guide import Guide
+    from .latents import ModelLike, Values
+    from .observation import Observation
+
+__all__ = ["Objective", "Player"]
+
+
+@dataclass(frozen=True)
+class Player:
+    """Parameters with a loss of their own.
+
+    Attributes:
+        module: whose parameters move.
+        steps: updates per step of the fit, each on a fresh batch.
+        lr: own learning rate; by default the fit's.
+    """
+
+    module: nn.Module
+    steps: int = 1
+    lr: float | None = None
+
+
+class Objective(nn.Module):
+    """Base of all objectives. Knobs belong to the constructor.
+
+    Args:
+        **knobs: what the subclass was built with; kept in checkpoints.
+
+    Attributes:
+        needs: the protocol a guide must have.
+        remedy: what to use where it has not.
+        joint_only: trains on draws from the model's joint, so batches must carry latents.
+        learns_model: gives a valid gradient for the model's parameters too.
+    """
+
+    needs: ClassVar[type]
+    remedy: ClassVar[str] = "Choose another objective."
+    joint_only: ClassVar[bool] = False
+    learns_model: ClassVar[bool] = False
+
+    def __init__(self, **knobs: Any) -> None:
+        super().__init__()
+        self.knobs = knobs
+
+    def players(self, guide: Guide) -> dict[str, Player]:
+        """Who plays, by name; "guide" is always one of them."""
+        return {"guide": Player(guide)}
+
+    def forward(
+        self, model: ModelLike, guide: Guide, x: Observation, z: Values | None = None
+    ) -> dict[str, Tensor]:
+        """A loss per player, scalars in nats per problem unless the objective says otherwise.
+
+        Args:
+            model: the model.
+            guide: the guide.
+            x: observation of B problems.
+            z: the latents that made x, where the batch was drawn from the joint.
+        """
+        raise NotImplementedError
+
+    def check(self, guide: Guide, *, joint: bool, learn_model: bool) -> None:
+        """Refuse, before the first step, what cannot work.
+
+        Raises:
+            Incompatible: the guide lacks the protocol, the batches lack latents, or the model's
+                parameters cannot be learned.
+        """
+        mine, theirs = type(self).__name__, type(guide).__name__
+        if not isinstance(guide, self.needs):
+            raise Incompatible(
+                f"{mine} with {theirs}",
+                expected=f"a guide with {self.needs.__name__}",
+                got="one without",
+                fix=self.remedy,
+            )
+        if self.joint_only and not joint:
+            raise Incompatible(
+                mine,
+                expected="batches from the model's joint",
+                got="observations without latents",
+                fix="Call fit with x=None, or use ELBO() to train on data.",
+            )
+        if learn_model and (joint or not self.learns_model):
+            raise Incompatible(
+                f"{mine} with learn_model=True",
+                expected="data and an objective with a valid gradient for the model",
+                got="draws from the model itself" if joint else "an objective without one",
+                fix="Pass x=data and objective=ELBO().",
+            )

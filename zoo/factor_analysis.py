@@ -1,0 +1,155 @@
+"""Factor analysis: linear Gaussian latents with noise of their own for every pixel."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.nn import PyroParam
+from torch import Tensor, nn
+from torch.distributions import Distribution, LowRankMultivariateNormal, MultivariateNormal
+
+from inference.errors import BadInput
+from inference.latents import Values
+from inference.observation import Observation
+
+from .exact import ClosedForm
+from .model import Model, Paper
+
+__all__ = ["FactorAnalysis"]
+
+
+class FactorAnalysis(Model):
+    """A few hidden causes, added up, explain many pixels.
+
+    z ~ Normal(0, I_D); x given z ~ Normal(W z + mu, Psi), W of shape (F, D), Psi diagonal.
+
+    The posterior is Gaussian with precision L = I + W' Psi^-1 W, the same for every x. Columns of W
+    that overlap compete to explain a pixel, so L is not diagonal: independent noise in each neuron
+    cannot express it, correlated (recurrent) noise can.
+
+    Args:
+        features: F.
+        latents: D.
+        noise: "diagonal" (factor analysis) or "isotropic" (probabilistic PCA).
+        noise_floor: smallest noise sd; pixels that never change would otherwise have none.
+        seed: of the canonical loadings.
+
+    References:
+        EM algorithms for ML factor analysis (Rubin & Thayer, 1982), equations 1-3
+        https://doi.org/10.1007/BF02293851
+        Probabilistic Principal Component Analysis (Tipping & Bishop, 1999), for "isotropic"
+        https://doi.org/10.1111/1467-9868.00196
+
+    Example:
+        >>> model = FactorAnalysis()
+        >>> model.observations().shape
+        torch.Size([100, 20])
+    """
+
+    title = "factor analysis"
+    paper = Paper(
+        "Rubin & Thayer",
+        1982,
+        "EM algorithms for ML factor analysis",
+        "https://doi.org/10.1007/BF02293851",
+        "equations 1-3",
+    )
+    dims = {"z": ("factor",), "x": ("pixel",)}
+
+    def __init__(
+        self,
+        features: int = 20,
+        latents: int = 8,
+        *,
+        noise: str = "diagonal",
+        noise_floor: float = 0.02,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        sizes = {"diagonal": [features], "isotropic": []}
+        if noise not in sizes:
+            raise BadInput("noise", expected=" or ".join(sizes), got=repr(noise), fix="See help.")
+        g = torch.Generator().manual_seed(seed)
+        shared = torch.randn(features, 1, generator=g)  # common part: columns overlap
+        own = torch.randn(features, latents, generator=g)
+        self.loadings = nn.Parameter(0.5 * own + 0.4 * shared)
+        self.mean = nn.Parameter(torch.linspace(-1.0, 2.0, features))
+        sd = 0.4 + 0.8 * torch.rand(sizes[noise], generator=g)
+        self.noise = PyroParam(sd, dist.constraints.greater_than(noise_floor))
+        self.register_buffer("canonical", torch.zeros(1, features), persistent=False)
+        self.canonical = self.simulate(100, seed=seed)[1]
+
+    @classmethod
+    def for_data(cls, x: Tensor, **knobs: Any) -> Self:
+        """A model for data (N, F): mean of the data, small loadings, noise that explains all."""
+        model = cls(x.shape[1], **knobs)
+        with torch.no_grad():
+            model.mean.copy_(x.mean(0))
+            model.loadings.mul_(0.2 * x.std())
+        sd = x.std(0).clamp_min(0.1 * float(x.std()))
+        model.noise = sd.pow(2).mean().sqrt() if model.noise.dim() == 0 else sd
+        model.canonical = x[:100].clone()
+        return model
+
+    def observations(self) -> Tensor:
+        """100 draws from the model, or the first rows of the data it was made for: (B, F)."""
+        canonical: Tensor = self.canonical
+        return canonical
+
+    def forward(self, x: Tensor | None = None) -> Tensor:
+        """The generative process."""
+        d = self.loadings.shape[1]
+        with pyro.plate("data", 1 if x is None else len(x)):
+            z = pyro.sample("z", dist.Normal(self.loadings.new_zeros(d), 1.0).to_event(1))
+            x_given_z = dist.Normal(self.predict({"z": z}), self.noise).to_event(1)
+            observed: Tensor = pyro.sample("x", x_given_z, obs=x)
+            return observed
+
+    def predict(self, z: Values) -> Tensor:
+        """W z + mu: latents (..., B, D) to (..., B, F)."""
+        return z["z"] @ self.loadings.T + self.mean
+
+    def exact(self) -> FactorAnalysisPosterior:
+        """The closed-form posterior; it follows the model's parameters."""
+        return FactorAnalysisPosterior(self)
+
+
+class FactorAnalysisPosterior(ClosedForm):
+    """z given x ~ Normal(L^-1 W' Psi^-1 (x - mu), L^-1), L = I + W' Psi^-1 W.
+
+    Args:
+        model: a :class:`FactorAnalysis`.
+    """
+
+    def precision(self) -> Tensor:
+        """L, (D, D)."""
+        scaled = self.model.loadings / self.model.noise[..., None]
+        eye = torch.eye(scaled.shape[1], dtype=scaled.dtype, device=scaled.device)
+        return eye + scaled.T @ scaled
+
+    def distribution(self, x: Observation) -> Distribution:
+        """Multivariate Normal: batch (B,), event (D,)."""
+        assert isinstance(x, Tensor)
+        m = self.model
+        drive = (x - m.mean) / m.noise.square() @ m.loadings
+        factor = torch.linalg.cholesky(self.precision())
+        loc = torch.cholesky_solve(drive.T, factor).T
+        # L = C C' gives L^-1 = C'^-1 C^-1: its Cholesky factor, by way of one small inverse
+        tril = torch.linalg.cholesky(torch.cholesky_inverse(factor))
+        return MultivariateNormal(loc, scale_tril=tril, validate_args=False)
+
+    def log_evidence(self, x: Observation) -> Tensor:
+        """log Normal(x; mu, W W' + Psi), (B,)."""
+        m = self.model
+        variance = m.noise.square().expand(m.mean.shape)
+        marginal = LowRankMultivariateNormal(m.mean, m.loadings, variance, validate_args=False)
+        evidence: Tensor = marginal.log_prob(x)
+        return evidence
+
+    def mean_field_gap(self) -> Tensor:
+        """KL(q || p) of the best factorised Gaussian, (1/2)(sum log L_ii - log det L), in nats."""
+        precision = self.precision()
+        return (precision.diagonal().log().sum() - torch.logdet(precision)) / 2

@@ -1,0 +1,204 @@
+"""What a generative model is here, and how any Pyro model becomes one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from inference.errors import BadInput, Incompatible, NoExactPosterior
+from inference.guide import Guide, check_counts
+from inference.latents import Latents, Values
+from inference.module import LocalModule, localise
+from inference.observation import Observation, check_observation, parts
+
+__all__ = ["Model", "Paper", "from_pyro"]
+
+
+@dataclass(frozen=True)
+class Paper:
+    """Where a model comes from.
+
+    Attributes:
+        authors: as cited, "Rubin & Thayer".
+        year: of publication.
+        title: of the paper.
+        url: arXiv or DOI.
+        equations: those the model uses.
+    """
+
+    authors: str
+    year: int
+    title: str
+    url: str
+    equations: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.authors} {self.year}"
+
+
+class Model(LocalModule):
+    """A generative model: a Pyro program of latents z and an observation x.
+
+    Attributes:
+        title: printable name.
+        paper: source.
+        dims: names of the axes of each site after the problem axis, for ArviZ.
+        image_shape: how to fold an observation into a picture, where it is one.
+    """
+
+    title: ClassVar[str]
+    paper: ClassVar[Paper]
+    dims: Mapping[str, Sequence[str]] = {}
+    image_shape: tuple[int, ...] | None = None
+
+    def forward(self, x: Observation | None = None) -> Any:
+        """The generative process; x is None means: simulate one problem."""
+        raise NotImplementedError
+
+    def observations(self) -> Observation:
+        """Canonical or real inputs, (B, ...)."""
+        raise NotImplementedError
+
+    def exact(self) -> Guide:
+        """The exact posterior, a guide.
+
+        Raises:
+            NoExactPosterior: there is none; the message names what to use instead.
+        """
+        raise NoExactPosterior(
+            type(self).__name__,
+            expected="an exact posterior",
+            got="a model without one",
+            fix='Compare with reference=inference.NUTS(model), or with the prior-based checks.',
+        )
+
+    def predict(self, z: Values) -> Tensor:
+        """Mean of the observation given latents (..., B, *shape): for reconstructions.
+
+        Raises:
+            NotImplementedError: the model does not say.
+        """
+        raise NotImplementedError
+
+    def simulate(self, n: int, *, seed: int) -> tuple[Values, Observation]:
+        """Latents and observations of n problems from the joint.
+
+        Args:
+            n: problems.
+            seed: draws depend on it alone.
+
+        Returns:
+            latents by site name, each (n, *shape), and x of shape (n, ...).
+        """
+        check_counts(n=n)
+        return Latents(self).joint(n, seed=seed)
+
+    @classmethod
+    def for_data(cls, x: Tensor, **knobs: Any) -> Self:
+        """A model sized for data (N, F), ready to be learned from them.
+
+        Raises:
+            BadInput: the model has no parameters to learn.
+        """
+        raise BadInput(
+            "data",
+            expected="a model that can be learned from data",
+            got=cls.__name__,
+            fix="Leave --data out: its own observations are used.",
+        )
+
+
+class _PyroModel(Model):
+    """A user's Pyro program under our contract."""
+
+    title = "user's model"
+    paper = Paper("you", 0, "your own model", "")
+
+    def __init__(
+        self,
+        program: Callable[..., Any],
+        x: Observation,
+        title: str,
+        exact: Callable[[Model], Guide] | None,
+        dims: Mapping[str, Sequence[str]],
+    ) -> None:
+        super().__init__()
+        self.__dict__["program"] = program
+        if isinstance(program, nn.Module):
+            localise(program)
+            nn.Module.add_module(self, "program", program)  # keeps the program's own Pyro context
+        for k, t in enumerate(parts(x)):
+            self.register_buffer(f"x_{k}", t, persistent=False)
+        self.tuple_of = len(x) if isinstance(x, tuple) else 0
+        self.title, self.dims = title, dims  # type: ignore[misc]
+        self.__dict__["make_exact"] = exact
+
+    def forward(self, x: Observation | None = None) -> Any:
+        """The user's program, called with the tensors of x."""
+        return self.__dict__["program"](*parts(self.observations() if x is None else x))
+
+    def observations(self) -> Observation:
+        """The example given to `from_pyro`."""
+        tensors = tuple(getattr(self, f"x_{k}") for k in range(self.tuple_of or 1))
+        return tensors if self.tuple_of else tensors[0]
+
+    def exact(self) -> Guide:
+        """The user's exact posterior, where one was given."""
+        make = self.__dict__["make_exact"]
+        guide: Guide = make(self) if make else super().exact()
+        return guide
+
+
+def from_pyro(
+    program: Callable[..., Any],
+    x: Observation,
+    *,
+    title: str = "",
+    exact: Callable[[Model], Guide] | None = None,
+    dims: Mapping[str, Sequence[str]] | None = None,
+) -> Model:
+    """Any Pyro model with one observed site.
+
+    With every latent inside the plate "data", each row of x is an independent problem. With none
+    inside it, the whole of x is one problem.
+
+    Args:
+        program: called as program(x), or program(*x) where x is a tuple such as (inputs, labels).
+        x: example observations; guides take shapes and dtype from them.
+        title: printable name; by default the program's.
+        exact: makes the exact posterior from the model, `zoo.Enumerated` for instance.
+        dims: names of each site's axes after the problem axis.
+
+    Raises:
+        BadInput: x is not finite, or not a tensor.
+        Incompatible: no latent or not one observed site; latents both inside and outside the plate
+            "data"; a structure that changes from call to call; parameters made with `pyro.param`.
+
+    Example:
+        >>> import pyro, torch, pyro.distributions as dist
+        >>> def program(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(1.0, 2.0))
+        ...         pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+        >>> from_pyro(program, torch.tensor([0.3, 1.2])).title
+        'program'
+    """
+    check_observation(x, x)
+    name = title or getattr(program, "__name__", type(program).__name__)
+    model = _PyroModel(program, x, name, exact, dims or {})
+    try:
+        Latents(model)
+    except NotImplementedError as error:
+        if "pyro.param" not in str(error):
+            raise
+        raise Incompatible(
+            name,
+            expected="parameters that live in a module",
+            got="a pyro.param statement",
+            fix="Make the program a PyroModule with PyroParam attributes.",
+        ) from error
+    return model

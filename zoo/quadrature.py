@@ -1,0 +1,226 @@
+"""Exact posteriors on a grid, for one to three continuous latents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, constraints
+
+from inference.errors import BadInput, Incompatible
+from inference.latents import Latents, ModelLike
+from inference.objectives.elbo import ELBO
+from inference.observation import Observation
+from inference.packed import PackedGuide
+
+__all__ = ["Quadrature"]
+
+FINE = {1: 1025, 2: 129, 3: 49}  # points per axis; odd, so that every second one is a grid too
+COARSE = {1: 257, 2: 65, 3: 25}
+DROP = 20.0  # nats below the peak that still count: what is left out weighs about e^-20
+START = 12.0  # half-width of the first box, in prior scales
+ROUNDS = 30
+SWEEPS = 4  # Metropolis steps from the interpolated grid to the posterior itself
+
+
+class Quadrature(PackedGuide):
+    """The posterior on a regular grid over the unconstrained latents.
+
+    Each problem has a box of its own, found by zooming from the prior: a box keeps every cell that
+    could reach within 20 nats of the peak, and grows where such a cell is at its edge. Draws come
+    from the multilinear interpolation of the grid and then take four independence Metropolis steps
+    on the posterior itself, which removes the interpolation error.
+
+    Args:
+        model: one to three continuous latents in all.
+        points: grid points per axis, odd; by default 1025, 129 or 49 for one to three latents.
+        bounds: a fixed box, (low, high) for each packed latent, instead of the search.
+
+    Raises:
+        Incompatible: more than three latents, or discrete ones.
+        BadInput: an even number of points, or bounds of the wrong length.
+    """
+
+    kind: ClassVar[str] = "quadrature"
+    objective = ELBO
+
+    def __init__(
+        self,
+        model: ModelLike,
+        *,
+        points: int | None = None,
+        bounds: Sequence[tuple[float, float]] | None = None,
+    ) -> None:
+        super().__init__(model, points=points, bounds=bounds)
+        d = self.latents.size
+        if d not in FINE:
+            raise Incompatible(
+                "model",
+                expected="one to three packed latents",
+                got=str(d),
+                fix="Use a closed form, or stored draws as reference.",
+            )
+        self.points = points or FINE[d]
+        if self.points < 5 or self.points % 2 == 0:
+            raise BadInput("points", expected="odd, at least 5", got=str(points), fix="points=129.")
+        if bounds is not None and len(bounds) != d:
+            raise BadInput(
+                "bounds", expected=f"{d} pairs (low, high)", got=str(len(bounds)), fix="One each."
+            )
+        self.bounds = bounds
+
+    def distribution(self, x: Observation) -> _GridPosterior:
+        """The gridded posterior: batch (B,), event (D,)."""
+        with torch.no_grad():
+            low, high = self._fixed_box(x) if self.bounds else self._search(x)
+            return _GridPosterior(self.latents, x, low, high, self.points)
+
+    def log_evidence(self, x: Observation) -> Tensor:
+        """log p(x) for each problem, (B,), in nats."""
+        return self.distribution(x).log_evidence
+
+    def error(self, x: Observation) -> dict[str, Tensor]:
+        """Coarse against fine grid, each (B,).
+
+        `mean` and `sd` are the largest moves of a packed mean or sd, in posterior sds, `log_evidence`
+        is in nats, and `edge_mass` is the posterior mass in the outermost cells.
+        """
+        with torch.no_grad():
+            return self.distribution(x).error()
+
+    def _fixed_box(self, x: Observation) -> tuple[Tensor, Tensor]:
+        b = self.latents.problems(x)
+        like = self.latents.pack(self.latents.joint(1, seed=0)[0])[0]
+        edges = torch.as_tensor(self.bounds, dtype=like.dtype, device=like.device)
+        return edges[:, 0].expand(b, -1), edges[:, 1].expand(b, -1)
+
+    def _search(self, x: Observation) -> tuple[Tensor, Tensor]:
+        """A box (B, D) for each problem."""
+        lat = self.latents
+        prior = lat.pack(lat.joint(512 if lat.plated else 64, seed=0)[0])[0]
+        p = torch.quantile(prior, prior.new_tensor([0.16, 0.5, 0.84]), dim=0)
+        centre, scale = p[1], (p[2] - p[0]).clamp_min(1e-6) / 2
+        b, n = lat.problems(x), COARSE[lat.size]
+        low = (centre - START * scale).expand(b, -1)
+        high = (centre + START * scale).expand(b, -1)
+        for _ in range(ROUNDS):
+            new_low, new_high = _zoom(_GridPosterior(lat, x, low, high, n))
+            settled = (new_high - new_low) > 0.8 * (high - low)
+            grown = (new_low < low) | (new_high > high)
+            low, high = new_low, new_high
+            if bool((settled & ~grown).all()):
+                break
+        return low, high
+
+
+class _GridPosterior(Distribution):
+    """A density known on a regular grid in a box for each problem."""
+
+    arg_constraints: dict[str, constraints.Constraint] = {}
+    has_rsample = False
+
+    def __init__(self, lat: Latents, x: Observation, low: Tensor, high: Tensor, n: int) -> None:
+        b, d = low.shape
+        super().__init__(torch.Size([b]), torch.Size([d]), validate_args=False)
+        self.lat, self.x, self.n = lat, x, n
+        self.low, self.high = low, high
+        self.step = (high - low) / (n - 1)
+        axes = [torch.arange(n, device=low.device)] * d
+        self.index = torch.cartesian_prod(*axes).reshape(-1, d)  # (G, D)
+        self.nodes = low + self.index[:, None].to(low) * self.step  # (G, B, D)
+        self.log_density = lat.log_density(self.nodes, x)  # (G, B)
+        self.log_evidence = self._log_sum(self.log_density, 1.0)
+
+    def _log_sum(self, log_density: Tensor, stride: float) -> Tensor:
+        return log_density.logsumexp(0) + (stride * self.step).log().sum(-1)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Exact joint over gridded evidence: (..., B)."""
+        return self.lat.log_density(value, self.x) - self.log_evidence
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        """Independent draws, (..., B, D)."""
+        rows = torch.Size(sample_shape).numel()
+        u, log_weight = self._propose(rows)
+        for _ in range(SWEEPS):
+            other, log_other = self._propose(rows)
+            accept = torch.rand_like(log_weight).log() < log_other - log_weight
+            u = torch.where(accept[..., None], other, u)
+            log_weight = torch.where(accept, log_other, log_weight)
+        return u.reshape(*sample_shape, *self.batch_shape, *self.event_shape)
+
+    def _propose(self, rows: int) -> tuple[Tensor, Tensor]:
+        """Draws (S, B, D) from the interpolated grid, and log posterior over its density."""
+        cells = torch.distributions.Categorical(logits=self.log_density.T, validate_args=False)
+        node = self.index[cells.sample(torch.Size([rows]))].to(self.low)  # (S, B, D)
+        hat = torch.rand_like(node) - torch.rand_like(node)  # a triangle of width two cells
+        grid = (node + hat).clamp(0, self.n - 1)
+        u = self.low + grid * self.step
+        return u, self.lat.log_density(u, self.x) - self._interpolate(grid)
+
+    def _interpolate(self, grid: Tensor) -> Tensor:
+        """Log of the multilinear interpolation at grid coordinates (S, B, D)."""
+        d = grid.shape[-1]
+        base = grid.floor().clamp(0, self.n - 2)
+        part = grid - base
+        strides = torch.tensor([self.n ** (d - 1 - k) for k in range(d)], device=grid.device)
+        peak = self.log_density.max(0).values
+        density = (self.log_density - peak).exp()  # (G, B)
+        total = torch.zeros_like(grid[..., 0])
+        for corner in torch.cartesian_prod(*[torch.tensor([0, 1])] * d).reshape(-1, d):
+            at = ((base.long() + corner.to(grid.device)) * strides).sum(-1)
+            weight = torch.where(corner.to(grid.device).bool(), part, 1 - part).prod(-1)
+            total = total + weight * density.gather(0, at)
+        return total.log() + peak
+
+    def moments(self, log_density: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and sd of the packed latents on a grid, (B, D)."""
+        weight = log_density.softmax(0)[..., None]
+        mean = (weight * nodes).sum(0)
+        return mean, (weight * (nodes - mean).square()).sum(0).sqrt()
+
+    def error(self) -> dict[str, Tensor]:
+        """Every second point against every point, and the mass at the edge."""
+        half = (self.index % 2 == 0).all(-1)
+        mean, sd = self.moments(self.log_density, self.nodes)
+        mean_2, sd_2 = self.moments(self.log_density[half], self.nodes[half])
+        rounding = 10 * torch.finfo(mean.dtype).eps * (1 + (mean / sd).abs())
+        edge = ((self.index == 0) | (self.index == self.n - 1)).any(-1)
+        evidence = (self._log_sum(self.log_density[half], 2.0) - self.log_evidence).abs()
+        return {
+            "mean": ((mean_2 - mean).abs() / sd + rounding).max(-1).values,
+            "sd": ((sd_2 - sd).abs() / sd + rounding).max(-1).values,
+            "log_evidence": evidence + rounding.max(-1).values * (1 + self.log_evidence.abs()),
+            "edge_mass": self.log_density.softmax(0)[edge].sum(0),
+        }
+
+
+def _zoom(grid: _GridPosterior) -> tuple[Tensor, Tensor]:
+    """The next box: around every cell that could reach within DROP nats of the peak.
+
+    A cell may hide a peak between grid points; how far the density can rise inside it is judged by
+    how much it changes towards its neighbours.
+    """
+    b, d = grid.low.shape
+    f = grid.log_density.T.reshape(b, *[grid.n] * d).nan_to_num(nan=-torch.inf)
+    rise = torch.zeros_like(f)
+    for axis in range(1, d + 1):
+        change = f.diff(dim=axis).abs().nan_to_num(nan=0.0, posinf=0.0)
+        zero = torch.zeros_like(f.narrow(axis, 0, 1))
+        both = torch.cat([zero, change], axis), torch.cat([change, zero], axis)
+        rise = torch.maximum(rise, torch.maximum(*both))
+    keep = f + rise > f.amax(list(range(1, d + 1)), keepdim=True) - DROP
+    low, high = [], []
+    for axis in range(d):
+        others = [a for a in range(1, d + 1) if a != axis + 1]
+        line = keep.amax(others) if others else keep
+        first = line.float().argmax(1)
+        last = grid.n - 1 - line.flip(1).float().argmax(1)
+        width = grid.n - 1.0
+        # one cell of margin, or half a box more on a side where mass touches the edge
+        low.append(torch.where(first == 0, -width / 2, first - 1.0))
+        high.append(torch.where(last == grid.n - 1, 1.5 * width, last + 1.0))
+    at = grid.low, grid.step
+    return at[0] + torch.stack(low, -1) * at[1], at[0] + torch.stack(high, -1) * at[1]
