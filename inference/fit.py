@@ -108,7 +108,8 @@ def fit(
 ) -> Fit:
     """Train a guide, in place.
 
-    Each player has Adam, with a learning rate that falls to zero along a half cosine. All
+    Each player has Adam, with a learning rate that rises over the first twentieth of the
+    steps and falls to zero along a half cosine. All
     randomness of a step comes from (seed, step), so a killed run that finds its checkpoint ends
     with the numbers of an unbroken one. A guide with nothing to learn, such as an exact posterior,
     comes back at once.

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Batches", "Loop", "Trainer"]
 
 LOOK_EVERY = 50  # steps between looks at the losses: each look waits for the device
+WARM_UP = 0.05  # share of the steps over which the learning rate rises
 SAVE_EVERY = 10.0  # seconds between checkpoints
 
 
@@ -48,6 +49,14 @@ class Trainer:
         gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
+        norm = nn.utils.get_total_norm([g for g in gradients if g is not None])
+        if not torch.isfinite(norm):
+            raise Diverged(
+                f"gradient of player {self.name!r}",
+                expected="finite numbers",
+                got=f"norm {norm.item()} at loss {loss.item():.4g}",
+                fix="Lower lr, or look for latents or observations far outside the model's range.",
+            )
         self.optimizer.param_groups[0]["lr"] = self.lr * rate
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -151,7 +160,8 @@ class Loop:
     def step(self, step: int) -> None:
         """One step: every player's updates, each on a fresh batch."""
         reseed(self.fit.seed, 0, step)
-        rate = 0.5 * (1 + math.cos(math.pi * step / self.steps))
+        warm = min(1.0, (step + 1) / (WARM_UP * self.steps))
+        rate = warm * 0.5 * (1 + math.cos(math.pi * step / self.steps))
         model, guide, k = self.fit.guide.model, self.fit.guide, step * self.updates
         for trainer in self.trainers:
             for _ in range(trainer.steps):

@@ -20,6 +20,8 @@ from .model import Model, Paper
 
 __all__ = ["FactorAnalysis"]
 
+NOISE_FLOOR = 0.02
+
 
 class FactorAnalysis(Model):
     """A few hidden causes, added up, explain many pixels.
@@ -65,7 +67,7 @@ class FactorAnalysis(Model):
         latents: int = 8,
         *,
         noise: str = "diagonal",
-        noise_floor: float = 0.02,
+        noise_floor: float = NOISE_FLOOR,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -89,7 +91,8 @@ class FactorAnalysis(Model):
         with torch.no_grad():
             model.mean.copy_(x.mean(0))
             model.loadings.mul_(0.2 * x.std())
-        sd = x.std(0).clamp_min(0.1 * float(x.std()))
+        # half as much again as the floor: on it the unconstrained parameter would be infinite
+        sd = x.std(0).clamp_min(1.5 * knobs.get("noise_floor", NOISE_FLOOR))
         model.noise = sd.pow(2).mean().sqrt() if model.noise.dim() == 0 else sd
         model.canonical = x[:100].clone()
         return model

@@ -17,11 +17,15 @@ from ..packed import PackedGuide
 __all__ = ["Encoder", "FullCovarianceEncoder", "MeanFieldEncoder"]
 
 SOFTPLUS_ONE = math.log(math.e - 1)  # softplus(SOFTPLUS_ONE) = 1: encoders start at the prior
+SMALLEST = 1e-4  # floor of a scale, in prior scales: no overflow for observations far from the joint
 SCALING_DRAWS = 512  # joint draws that set the units of inputs and outputs
 
 
 class Encoder(nn.Module):
-    """x to `outputs` numbers: a linear map plus a multilayer perceptron, zero at the start.
+    """x to `outputs` numbers, the first D of them a mean, all zero at the start.
+
+    A multilayer perceptron gives them all and a linear map adds to the mean. The perceptron sees
+    inputs squashed at ten scales, so that one pixel far from the model cannot upset a covariance.
 
     Inputs are standardised, and packed latents get their prior centre and scale, both by quantiles
     of draws from the joint (heavy tails and counts would ruin moments).
@@ -51,7 +55,7 @@ class Encoder(nn.Module):
         for a, b in zip(widths[:-1], widths[1:], strict=True):
             layers += [nn.Linear(a, b), nn.SiLU()]
         self.deep = nn.Sequential(*layers[:-1])
-        self.linear = nn.Linear(features.shape[1], outputs)
+        self.linear = nn.Linear(features.shape[1], latents.size)
         for layer in (self.linear, self.deep[-1]):
             for parameter in layer.parameters():
                 nn.init.zeros_(parameter)
@@ -59,12 +63,18 @@ class Encoder(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """(B, F) to (B, outputs)."""
         scaled = self.standardise(features)
-        out: Tensor = self.linear(scaled) + self.deep(scaled)
-        return out
+        deep: Tensor = self.deep(squash(scaled))
+        d = self.linear.out_features
+        return torch.cat([deep[..., :d] + self.linear(scaled), deep[..., d:]], -1)
 
     def standardise(self, features: Tensor) -> Tensor:
         """Features with centre 0 and scale 1 under the joint."""
         return (features - self.x_loc) / self.x_scale
+
+
+def squash(scaled: Tensor) -> Tensor:
+    """Nearly the identity within a few scales, bounded by ten."""
+    return 10 * torch.tanh(scaled / 10)
 
 
 def _centre_and_scale(t: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,7 +112,7 @@ class MeanFieldEncoder(PackedGuide):
         """Independent Normal: batch (B,), event (D,)."""
         e = self.encoder
         loc, raw = e(flatten(x, self.latents.problems(x))).chunk(2, -1)
-        scale = e.u_scale * softplus(raw + SOFTPLUS_ONE)
+        scale = e.u_scale * positive(raw)
         return Independent(Normal(e.u_loc + e.u_scale * loc, scale, validate_args=False), 1)
 
 
@@ -133,11 +143,22 @@ class FullCovarianceEncoder(PackedGuide):
         return gaussian_head(self.encoder, flatten(x, self.latents.problems(x)))
 
 
+def positive(raw: Tensor) -> Tensor:
+    """A scale that is 1 at 0."""
+    return SMALLEST + (1 - SMALLEST) * softplus(raw + SOFTPLUS_ONE)
+
+
 def gaussian_head(encoder: Encoder, features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (B, D) and Cholesky factor (B, D, D) from 2 D + D (D - 1) / 2 outputs."""
+    """Mean (B, D) and Cholesky factor (B, D, D) from 2 D + D (D - 1) / 2 outputs.
+
+    The factor is marginal sds times the Cholesky factor of a correlation matrix, whose rows have
+    norm one: were the rows free, float32 would lose log q in ill-conditioned factors.
+    """
     d = encoder.u_loc.shape[0]
     loc, raw, below = encoder(features).split([d, d, d * (d - 1) // 2], -1)
-    tril = torch.diag_embed(softplus(raw + SOFTPLUS_ONE))
     i, j = torch.tril_indices(d, d, -1, device=features.device)
-    tril[:, i, j] = below
-    return encoder.u_loc + encoder.u_scale * loc, encoder.u_scale[:, None] * tril
+    rows = torch.eye(d, dtype=loc.dtype, device=loc.device).repeat(len(loc), 1, 1)
+    rows[:, i, j] = below
+    correlations = rows / rows.norm(dim=-1, keepdim=True)
+    scale = encoder.u_scale * positive(raw)
+    return encoder.u_loc + encoder.u_scale * loc, scale[..., None] * correlations

@@ -10,7 +10,7 @@ from ..latents import ModelLike
 from ..objectives.forward_kl import ForwardKL
 from ..observation import Observation, flatten
 from ..packed import PackedGuide
-from .encoder import Encoder, gaussian_head
+from .encoder import Encoder, gaussian_head, squash
 
 __all__ = ["Flow"]
 
@@ -60,7 +60,7 @@ class Flow(PackedGuide):
         """Transformed spline flow: batch (B,), event (D,)."""
         features = flatten(x, self.latents.problems(x))
         loc, tril = gaussian_head(self.encoder, features)
-        base = self.flow(self.encoder.standardise(features))
+        base = self.flow(squash(self.encoder.standardise(features)))
         return TransformedDistribution(base, [_Affine(loc, tril)], validate_args=False)
 
 

@@ -1,0 +1,44 @@
+"""Guards and fixtures for all tests."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyro
+import pytest
+import torch
+
+import zoo
+
+
+@pytest.fixture(autouse=True)
+def untouched_globals():
+    """No test may leave a trace in the parameter store, the seeds, the dtype or the switches."""
+    before = _globals()
+    yield
+    assert _globals() == before
+
+
+def _globals():
+    return (
+        len(pyro.get_param_store()),
+        torch.get_rng_state().numpy().tobytes(),
+        np.random.get_state()[1].tobytes(),
+        torch.get_default_dtype(),
+        torch.distributions.Distribution._validate_args,
+        pyro.settings.get("module_local_params"),
+        torch.get_num_threads(),
+    )
+
+
+@pytest.fixture(scope="session")
+def model():
+    """Factor analysis with D = 3 latents and F = 7 features: off centre, correlated, asymmetric."""
+    return zoo.FactorAnalysis(7, 3, seed=1)
+
+
+def within(value, truth, se, *, k=5.0):
+    """Assert that random numbers lie within k standard errors of the truth."""
+    value, truth, se = (np.asarray(a, dtype=float) for a in (value, truth, se))
+    assert np.all(se > 0), "a tolerance of zero accepts nothing"
+    worst = float(np.max(np.abs(value - truth) / se))
+    assert worst < k, f"{worst:.1f} standard errors from the truth"
