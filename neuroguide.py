@@ -1,1 +1,339 @@
-raise SystemExit
+"""The command line: parse, then call fit, draw, compare and report."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, ParamSpec, TypeVar
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+import diagnostics
+import inference
+import zoo
+from diagnostics.compare import EXACT
+from diagnostics.report import report as write_report
+from diagnostics.report import table
+from diagnostics.rundir import RunDirectory
+from inference.errors import BadInput, Incompatible, NeuroguideError, NoExactPosterior, lookup
+from zoo.data import DATA, Data
+
+__all__ = ["app", "main"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+BASELINES = "mean_field_encoder,full_covariance_encoder,flow"
+QUICK = {"steps": 200, "model_steps": 200, "draws": 250, "problems": 4}
+USAGE, FAILED, STOPPED = 2, 1, 130  # exit codes
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    help="Neural circuits as guides, judged against exact posteriors.",
+)
+out, err = Console(), Console(stderr=True)
+
+Model = Annotated[str, typer.Argument(help="A model of `neuroguide list`.")]
+DataSet = Annotated[str | None, typer.Option("--data", help="Learn the model on this data set.")]
+Goal = Annotated[
+    str | None,
+    typer.Option(
+        "--objective", show_default="the guide's own", help="An objective of `neuroguide list`."
+    ),
+]
+Steps = Annotated[int, typer.Option(help="Training steps of each guide.")]
+ModelSteps = Annotated[int, typer.Option(help="Training steps of the model, with --data.")]
+Batch = Annotated[int, typer.Option(help="Problems per training step.")]
+Rate = Annotated[float, typer.Option("--lr", help="First learning rate of the guides.")]
+Seed = Annotated[int, typer.Option(help="Every random number depends on it alone.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Out = Annotated[
+    Path | None, typer.Option("--out", help="Run directory.", show_default="runs/MODEL-DATA")
+]
+Quick = Annotated[bool, typer.Option("--quick", help="A small run, to see that it works.")]
+
+
+def _friendly(command: Callable[P, R]) -> Callable[P, R]:
+    """Expected errors become one line and an exit code: 2 for bad input, 1 for the rest."""
+
+    @functools.wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except NeuroguideError as error:
+            err.print(f"[bold red]error[/] {error}", highlight=False, soft_wrap=True)
+            usage = isinstance(error, BadInput | Incompatible | NoExactPosterior)
+            raise typer.Exit(USAGE if usage else FAILED) from None
+        except KeyboardInterrupt:
+            err.print("[yellow]stopped[/] The same command goes on where it stopped.")
+            raise typer.Exit(STOPPED) from None
+
+    return wrapped
+
+
+@app.command("list")
+@_friendly
+def list_() -> None:
+    """Models, guides, objectives and data sets.
+
+    Example: neuroguide list
+    """
+    models = Table("model", "latents", "observation", "exact posterior", "source", title="Models")
+    for name, cls in zoo.MODELS.items():
+        model = cls()
+        latents = inference.Latents(model)
+        shape = tuple(inference.observation.parts(model.observations())[0].shape[1:])
+        models.add_row(name, str(latents.size), str(shape), _truth(model), str(cls.paper))
+    out.print(models)
+    for title, entries in (("Guides", inference.GUIDES), ("Objectives", inference.OBJECTIVES)):
+        found = Table("name", "what it is", title=title)
+        for name, entry in entries.items():
+            found.add_row(name, _first_line(entry))
+        out.print(found)
+    sets = Table("name", "what it is", title="Data sets")
+    for name, loader in DATA.items():
+        sets.add_row(name, _first_line(loader))
+    out.print(sets)
+
+
+def _first_line(entry: object) -> str:
+    return escape((entry.__doc__ or "").splitlines()[0])
+
+
+def _truth(model: zoo.Model) -> str:
+    try:
+        return str(getattr(model.exact(), "kind", "yes")).replace("_", " ")
+    except NoExactPosterior:
+        return "none"
+
+
+@app.command()
+@_friendly
+def fit(
+    model: Model,
+    guide: Annotated[str, typer.Argument(help="A guide of `neuroguide list`.")],
+    data: DataSet = None,
+    objective: Goal = None,
+    steps: Steps = 2500,
+    model_steps: ModelSteps = 2000,
+    batch_size: Batch = 256,
+    lr: Rate = 3e-3,
+    problems: Annotated[
+        int, typer.Option(help="Held-out observations, for guides that are fitted to each problem.")
+    ] = 10,
+    seed: Seed = 0,
+    device: Device = "auto",
+    out_dir: Out = None,
+    quick: Quick = False,
+) -> None:
+    """Fit one guide and keep its checkpoint; a stopped run goes on where it stopped.
+
+    Example: neuroguide fit factor_analysis flow --data digits --out runs/flow
+    """
+    config = {
+        "command": "fit", "model": model, "data": data, "guides": [guide], "objective": objective,
+        "steps": steps, "model_steps": model_steps, "batch_size": batch_size, "lr": lr,
+        "problems": problems, "seed": seed,
+    }  # fmt: skip
+    _check_names(config)
+    run = RunDirectory.create(out_dir or _default(model, data, guide), _quick(config, on=quick))
+    built, held_out, fits = _learn_model(run, device)
+    _fit_guides(run, built, held_out, fits, device)
+    run.write_losses(fits)
+    out.print(f"report     {write_report(run.path)}")
+    out.print(f"checkpoint {run.checkpoint(guide)}")
+
+
+@app.command()
+@_friendly
+def compare(
+    model: Model,
+    data: DataSet = None,
+    guides: Annotated[str, typer.Option(help="Names, separated by commas.")] = BASELINES,
+    objective: Goal = None,
+    problems: Annotated[int, typer.Option(help="Held-out observations compared.")] = 10,
+    draws: Annotated[int, typer.Option(help="Draws per chain.")] = 1000,
+    chains: Annotated[int, typer.Option(help="Chains.")] = 4,
+    steps: Steps = 2500,
+    model_steps: ModelSteps = 2000,
+    batch_size: Batch = 256,
+    lr: Rate = 3e-3,
+    seed: Seed = 0,
+    device: Device = "auto",
+    out_dir: Out = None,
+    quick: Quick = False,
+) -> None:
+    """Fit guides, draw from their posteriors, compare each with the exact one, write a report.
+
+    With --data the model is learned first, by maximum likelihood; guides are trained on draws from
+    the model's joint and compared on held-out observations.
+
+    Example: neuroguide compare factor_analysis --data digits --guides flow,mean_field_encoder
+    """
+    config = {
+        "command": "compare", "model": model, "data": data,
+        "guides": [name.strip() for name in guides.split(",") if name.strip()],
+        "objective": objective, "problems": problems, "draws": draws, "chains": chains,
+        "steps": steps, "model_steps": model_steps, "batch_size": batch_size, "lr": lr,
+        "seed": seed,
+    }  # fmt: skip
+    _check_names(config)
+    run = RunDirectory.create(out_dir or _default(model, data), _quick(config, on=quick))
+    built, held_out, fits = _learn_model(run, device)
+    fitted = _fit_guides(run, built, held_out, fits, device)
+    run.write_losses(fits)
+    comparison = _compare(run, built, fitted, held_out)
+    out.print(_rich_table(comparison))
+    out.print(f"report     {write_report(run.path)}")
+
+
+@app.command()
+@_friendly
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories.")],
+) -> None:
+    """Write each run's report.html again.
+
+    Example: neuroguide report runs/factor_analysis-digits
+    """
+    for path in runs:
+        out.print(f"report     {write_report(path)}")
+
+
+def _quick(config: dict[str, Any], *, on: bool) -> dict[str, Any]:
+    """The config, with the small sizes where --quick was given."""
+    small = {k: min(v, config[k]) for k, v in QUICK.items() if k in config}
+    return config | small if on else config
+
+
+def _default(*names: str | None) -> Path:
+    return Path("runs") / "-".join(n or "joint" for n in names)
+
+
+def _check_names(config: Mapping[str, Any]) -> None:
+    """Every name is known before anything is computed or written."""
+    lookup(zoo.MODELS, config["model"], "model")
+    for name in config["guides"]:
+        lookup(inference.GUIDES, name, "guide")
+    if EXACT in config["guides"] and config["command"] == "compare":
+        raise BadInput(
+            "guides", expected="guides to compare with the exact posterior", got=EXACT,
+            fix="Leave it out: it is always the reference row.",
+        )  # fmt: skip
+    if not config["guides"]:
+        raise BadInput("guides", expected="at least one name", got="none", fix="--guides flow")
+    if config["data"] is not None:
+        lookup(DATA, config["data"], "data")
+    if config["objective"] is not None:
+        lookup(inference.OBJECTIVES, config["objective"], "objective")
+
+
+Learned = tuple[zoo.Model, Any, dict[str, inference.Fit]]
+
+
+def _learn_model(run: RunDirectory, device: str) -> Learned:
+    """The model, learned on data where there are any, and the observations to compare on."""
+    c = run.config
+    cls = zoo.MODELS[c["model"]]
+    if c["data"] is None:
+        model = cls()
+        return model, model.observations()[: c["problems"]], {}
+    data: Data = DATA[c["data"]]()
+    model = cls.for_data(data.train)
+    model.image_shape = data.image_shape
+    learned = inference.fit(
+        model,
+        model.exact(),
+        data.train,
+        objective=inference.ELBO(),
+        steps=c["model_steps"],
+        lr=1e-2,
+        batch_size=c["batch_size"],
+        seed=c["seed"],
+        learn_model=True,
+        device=device,
+        checkpoint=run.checkpoint("model"),
+        title=f"the model, on {data.name}",
+    )
+    return model, data.validation[: c["problems"]], {"model": learned}
+
+
+def _fit_guides(
+    run: RunDirectory,
+    model: zoo.Model,
+    held_out: Any,
+    fits: dict[str, inference.Fit],
+    device: str,
+) -> dict[str, inference.Guide]:
+    """Fit each guide: on the model's joint, or on the held-out problems if it is not amortised."""
+    c = run.config
+    fitted = {}
+    for name in c["guides"]:
+        guide = inference.GUIDES[name](model)
+        objective = inference.OBJECTIVES[c["objective"]]() if c["objective"] else None
+        done = inference.fit(
+            model,
+            guide,
+            None if guide.amortised else held_out,
+            objective=objective,
+            steps=c["steps"],
+            batch_size=c["batch_size"],
+            lr=c["lr"],
+            seed=c["seed"],
+            device=device,
+            checkpoint=run.checkpoint(name),
+            title=name.replace("_", " "),
+        )
+        fitted[name] = done.guide
+        if done.steps:
+            fits[name] = done
+    return fitted
+
+
+def _compare(
+    run: RunDirectory, model: zoo.Model, guides: Mapping[str, inference.Guide], x: Any
+) -> Any:
+    """Draw, compare, and keep both."""
+    c = run.config
+    sizes = {"draws": c["draws"], "chains": c["chains"], "seed": c["seed"]}
+    trees = diagnostics.collect(model, guides, x, **sizes, progress=True)
+    shape = model.image_shape or ()
+    if shape:
+        for tree in trees.values():
+            diagnostics.reconstruct(model.predict, tree)
+    comparison = diagnostics.compare_draws(trees, progress=True)
+    run.write_draws(trees, model=c["model"], image_shape=",".join(map(str, shape)))
+    run.write_comparison(comparison)
+    return comparison
+
+
+def _rich_table(comparison: Any) -> Table:
+    """Metrics by guides, each value with its standard error, the floor in the first column."""
+    guides, rows = table(comparison)
+    names = ["floor (exact)" if g == EXACT else g.replace("_", " ") for g in guides]
+    found = Table(
+        "metric",
+        *names,
+        title=f"{comparison.attrs['model']}: means over {comparison.sizes['problem']} problems",
+        caption="green: within three standard errors of the floor; orange: above it",
+    )
+    style = {"floor": "dim", "plain": "none", "at": "green", "above": "dark_orange3"}
+    for k, name in enumerate(comparison.metric.values):
+        cells = [row[k] for row in rows]
+        text = [f"[{style[c['state']]}]{c['text']}[/] [dim]{c['se']}[/]" for c in cells]
+        found.add_row(diagnostics.METRICS[str(name)].title, *text)
+    return found
+
+
+def main() -> None:
+    """Entry point of the command `neuroguide`."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

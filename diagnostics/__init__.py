@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from .compare import collect, compare, compare_draws
-from .draws import draw, packed
+from .compare import Collected, collect, compare, compare_draws, summary
+from .draws import draw, packed, reconstruct
 from .metrics import METRICS, Estimate, Metric, khat_threshold
+from .report import report
+from .rundir import RunDirectory
 
 __all__ = [
     "METRICS",
+    "Collected",
     "Estimate",
     "Metric",
+    "RunDirectory",
     "collect",
     "compare",
     "compare_draws",
     "draw",
     "khat_threshold",
     "packed",
+    "reconstruct",
+    "report",
+    "summary",
 ]

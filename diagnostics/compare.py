@@ -20,7 +20,7 @@ from .metrics import METRICS, Metric
 if TYPE_CHECKING:
     from xarray import Dataset, DataTree
 
-__all__ = ["EXACT", "Collected", "collect", "compare", "compare_draws"]
+__all__ = ["EXACT", "Collected", "collect", "compare", "compare_draws", "summary"]
 
 EXACT = "exact"  # name of the reference row
 
@@ -112,10 +112,14 @@ def collect(
 
 def _chains(tree: DataTree, chosen: slice) -> DataTree:
     """Some chains of a tree, renumbered from zero."""
-    half = tree.map_over_datasets(lambda d: d.isel(chain=chosen) if "chain" in d.dims else d)
-    half = half.map_over_datasets(
-        lambda d: d.assign_coords(chain=np.arange(d.sizes["chain"])) if "chain" in d.dims else d
-    )
+
+    def some(group: Dataset) -> Dataset:
+        if "chain" not in group.dims:
+            return group
+        kept = group.isel(chain=chosen)
+        return kept.assign_coords(chain=np.arange(kept.sizes["chain"]))
+
+    half: DataTree = tree.map_over_datasets(some)
     half.attrs = dict(tree.attrs)
     return half
 
@@ -150,3 +154,43 @@ def compare_draws(
         coords={"guide": list(rows), "metric": list(table), "problem": np.arange(value.shape[2])},
         attrs={k: v for k, v in trees[EXACT].attrs.items() if k != "guide"},
     )
+
+
+def summary(comparison: Dataset) -> Dataset:
+    """Means over problems, and whether a guide is at the floor.
+
+    Args:
+        comparison: from :func:`compare`.
+
+    Returns:
+        With dims (guide, metric): `value` and its standard error `se`, `floor`, the `excess` of the
+        distance from the ideal over the floor's, its standard error `excess_se`, and `at_floor`:
+        the excess is below three standard errors, those of guide and floor. Where a metric has no
+        ideal value or is NaN, the last three are NaN and False.
+    """
+    import xarray
+
+    ideal = xarray.DataArray(
+        [_ideal(str(m)) for m in comparison.metric.values], coords={"metric": comparison.metric}
+    )
+    problems = comparison.sizes["problem"]
+    distance = abs(comparison.value - ideal) - abs(comparison.floor - ideal)
+    each = comparison.se.fillna(0.0)
+    noise = np.sqrt((each**2 + each.sel(guide=EXACT) ** 2).mean("problem") / problems)
+    excess = distance.mean("problem")
+    return xarray.Dataset(
+        {
+            "value": comparison.value.mean("problem", skipna=False),
+            "se": np.sqrt((comparison.se**2).mean("problem", skipna=False) / problems),
+            "floor": comparison.floor.mean("problem", skipna=False),
+            "excess": excess,
+            "excess_se": noise.where(excess.notnull()),
+            "at_floor": excess < 3 * noise,
+            "reason": comparison.reason,
+        }
+    )
+
+
+def _ideal(name: str) -> float:
+    metric = METRICS.get(name)
+    return np.nan if metric is None or metric.ideal is None else metric.ideal

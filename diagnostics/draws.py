@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from inference.seeds import seeded
 if TYPE_CHECKING:
     from xarray import DataTree
 
-__all__ = ["draw", "packed"]
+__all__ = ["draw", "packed", "reconstruct"]
 
 Groups = dict[str, dict[str, np.ndarray[Any, Any]]]
 
@@ -102,6 +103,23 @@ def packed(tree: DataTree, group: str = "posterior") -> np.ndarray[Any, Any]:
     return np.concatenate(pieces, -1)
 
 
+def reconstruct(predict: Callable[[Values], Tensor], tree: DataTree) -> None:
+    """Add the group `reconstruction`: the posterior mean of the predicted observation.
+
+    Args:
+        predict: a model's `predict`, latents (..., B, *shape) to (..., B, F).
+        tree: gets the variable `mean`, (problem, pixel).
+    """
+    import xarray
+
+    data = tree["posterior"].dataset
+    values = {str(n): torch.as_tensor(v.values) for n, v in data.data_vars.items()}
+    with torch.no_grad():
+        mean = predict(values).mean((0, 1))
+    found = xarray.Dataset({"mean": (("problem", "pixel"), _array(mean))})
+    tree["reconstruction"] = xarray.DataTree(found)
+
+
 def _beside(guide: Guide, x: Observation) -> Observation:
     """x on the device of the guide's model, if x is made of tensors at all."""
     device = parts(guide.latents.like)[0].device
@@ -154,7 +172,11 @@ def _tree(groups: Groups, lat: Latents, names: Any) -> DataTree:
     tail = {name: list(axes) for name, axes in names.items()}
     tree = None
     for group, arrays in groups.items():
-        lead = row if group in ("observed_data", "constant_data", "posterior_predictive") else ["problem"]
+        lead = (
+            row
+            if group in ("observed_data", "constant_data", "posterior_predictive")
+            else ["problem"]
+        )
         lead = [] if group in ("prior", "prior_predictive") else lead
         dims = {name: lead + tail.get(name, []) for name in arrays}
         piece = from_dict({group: arrays}, dims=dims, check_conventions=False)

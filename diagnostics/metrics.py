@@ -162,7 +162,8 @@ def c2st(tree: DataTree, reference: DataTree) -> Estimate:
 
 def _spread(z: Array, count: int) -> Array:
     """`count` draws at even distances, so that every chain is in."""
-    return z[np.linspace(0, len(z) - 1, count).round().astype(int)]
+    chosen: Array = z[np.linspace(0, len(z) - 1, count).round().astype(int)]
+    return chosen
 
 
 def _scaled(tree: DataTree, reference: DataTree) -> tuple[Array, Array]:
@@ -186,14 +187,18 @@ def _log_weights(tree: DataTree) -> Array | None:
 
 
 def elbo_gap(tree: DataTree, reference: DataTree) -> Estimate:
-    """log p(x) - ELBO = KL(q || p), in nats: the only absolute and additive scale."""
+    """log p(x) - ELBO = KL(q || p), in nats: the only absolute and additive scale.
+
+    The standard error holds the rounding of the log-densities too.
+    """
     weights = _log_weights(tree)
     if weights is None:
         return _missing(tree, NO_DENSITY)
     if "evidence" not in reference.children:
         return _missing(tree, "log p(x) is not known")
-    evidence = reference["evidence"]["log_evidence"].values
-    se = weights.std(1, ddof=1) / np.sqrt(weights.shape[1])
+    evidence = reference["evidence"].dataset["log_evidence"].values
+    rounding = 10 * np.finfo(evidence.dtype).eps * np.abs(evidence)
+    se = np.hypot(weights.std(1, ddof=1) / np.sqrt(weights.shape[1]), rounding)
     return Estimate(evidence - weights.mean(1), se)
 
 
@@ -264,7 +269,9 @@ METRICS: Mapping[str, Metric] = {
     "mean_error": Metric(mean_error, "mean error / sd", 0.0, "bias"),
     "sd_ratio": Metric(sd_ratio, "sd ratio", 1.0, "over- and under-confidence"),
     "correlation_error": Metric(correlation_error, "correlation error", 0.0, "lost correlations"),
-    "sliced_wasserstein": Metric(sliced_wasserstein, "sliced W2 / sd", 0.0, "location, scale, tails"),
+    "sliced_wasserstein": Metric(
+        sliced_wasserstein, "sliced W2 / sd", 0.0, "location, scale, tails"
+    ),
     "c2st": Metric(c2st, "C2ST", 0.5, "anything a classifier can learn"),
     "elbo_gap": Metric(elbo_gap, "log p(x) - ELBO / nats", 0.0, "KL(q || p)"),
     "khat": Metric(khat, "k-hat", None, "q too narrow or light-tailed"),

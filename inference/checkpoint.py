@@ -16,7 +16,16 @@ from torch.optim import Optimizer
 from .errors import BadCheckpoint
 from .files import write_bytes
 
-__all__ = ["Tensors", "optimizer_state", "plain", "read", "restore_optimizer", "subset", "versions", "write"]
+__all__ = [
+    "Tensors",
+    "optimizer_state",
+    "plain",
+    "read",
+    "restore_optimizer",
+    "subset",
+    "versions",
+    "write",
+]
 
 Tensors = dict[str, Tensor]
 

@@ -106,7 +106,11 @@ class Guide(LocalModule):
         """The model's latents, on the device and in the dtype the model has now."""
         like = parts(self.model.observations())[0]
         known: Latents | None = self.__dict__["_latents"]
-        if known is None or (t := parts(known.like)[0]).device != like.device or t.dtype != like.dtype:
+        if (
+            known is None
+            or (t := parts(known.like)[0]).device != like.device
+            or t.dtype != like.dtype
+        ):
             known = self.__dict__["_latents"] = Latents(self.model)
         return known
 

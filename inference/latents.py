@@ -10,13 +10,12 @@ from typing import Any, Protocol
 import pyro
 import torch
 from pyro import poutine
-
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import Transform, biject_to, identity_transform
 from torch.distributions.constraints import Constraint
 
-from .errors import BadInput, Incompatible
+from .errors import Incompatible
 from .observation import Observation, check_observation, parts, repeat, size, take
 from .seeds import seeded
 
@@ -274,8 +273,8 @@ def _latent_nodes(trace: poutine.Trace, *, observed: bool = False) -> dict[str, 
 
 def _observed(trace: poutine.Trace, x: Observation) -> tuple[str, int, list[str]]:
     """Name of the observed site, its place among the tensors of x, and the factors."""
-    sites = {n: node for n, node in _latent_nodes(trace, observed=True).items()}
-    sites = {n: node for n, node in sites.items() if node["is_observed"]}
+    scored = _latent_nodes(trace, observed=True)
+    sites = {n: node for n, node in scored.items() if node["is_observed"]}
     factors = [n for n, node in sites.items() if node["value"].numel() == 0]
     names = [n for n in sites if n not in factors]
     if len(names) != 1:
@@ -309,7 +308,7 @@ def _inside_data(nodes: dict[str, Any]) -> bool:
             "model",
             expected='every latent inside the plate "data" (independent problems), or none',
             got=f"{[n for n in inside if not inside[n]]} outside it",
-            fix='If the data set is one problem, rename the plate; else move the sites inside it.',
+            fix="If the data set is one problem, rename the plate; else move the sites inside it.",
         )
     return all(inside.values())
 

@@ -23,6 +23,7 @@ class LocalModule(PyroModule):  # type: ignore[misc]
             super().__init__()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run `forward` with module-local parameters."""
         with pyro.settings.context(module_local_params=True):
             return super().__call__(*args, **kwargs)
 

@@ -163,7 +163,9 @@ def cifar10() -> Data:
     with tarfile.open(path) as tar:
         names = sorted(m.name for m in tar.getmembers() if m.name.endswith(".bin"))
         rows = {n: np.frombuffer(_member(tar, n), np.uint8).reshape(-1, 3073) for n in names}
-    split = [np.concatenate([r for n, r in rows.items() if kind in n]) for kind in ("data_", "test")]
+    split = [
+        np.concatenate([r for n, r in rows.items() if kind in n]) for kind in ("data_", "test")
+    ]
     xs = [s[:, 1:].reshape(-1, 3, 1024).transpose(0, 2, 1).reshape(-1, 3072) for s in split]
     ys = [torch.as_tensor(s[:, 0].astype(np.int64)) for s in split]
     return Data("cifar10", _unit(xs[0]), _unit(xs[1]), (32, 32, 3), (0.0, 1.0), *ys)
@@ -186,9 +188,9 @@ def _idx(name: str, base: str) -> Data:
     ]
     train, y, held, y_held = (_read_idx(path) for path in files)
     shape = train.shape[1:]
-    flat = (_unit(a.reshape(len(a), -1)) for a in (train, held))
+    pixels, held_pixels = (_unit(a.reshape(len(a), -1)) for a in (train, held))
     labels = (torch.as_tensor(a.astype(np.int64)) for a in (y, y_held))
-    return Data(name, *flat, shape, (0.0, 1.0), *labels)
+    return Data(name, pixels, held_pixels, shape, (0.0, 1.0), *labels)
 
 
 def _read_idx(path: Path) -> Any:

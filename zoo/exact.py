@@ -14,7 +14,7 @@ from inference.errors import Incompatible
 from inference.guide import Draws, Guide, check_counts
 from inference.latents import MAX_ROWS, ModelLike, Site, Values
 from inference.objectives.elbo import ELBO
-from inference.observation import Observation, repeat
+from inference.observation import Observation
 from inference.packed import PackedGuide
 from inference.seeds import seeded
 

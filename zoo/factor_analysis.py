@@ -13,7 +13,7 @@ from torch.distributions import Distribution, LowRankMultivariateNormal, Multiva
 
 from inference.errors import BadInput
 from inference.latents import Values
-from inference.observation import Observation
+from inference.observation import Observation, parts, size
 
 from .exact import ClosedForm
 from .model import Model, Paper
@@ -82,7 +82,7 @@ class FactorAnalysis(Model):
         sd = 0.4 + 0.8 * torch.rand(sizes[noise], generator=g)
         self.noise = PyroParam(sd, dist.constraints.greater_than(noise_floor))
         self.register_buffer("canonical", torch.zeros(1, features), persistent=False)
-        self.canonical = self.simulate(100, seed=seed)[1]
+        self.canonical = parts(self.simulate(100, seed=seed)[1])[0]
 
     @classmethod
     def for_data(cls, x: Tensor, **knobs: Any) -> Self:
@@ -102,10 +102,10 @@ class FactorAnalysis(Model):
         canonical: Tensor = self.canonical
         return canonical
 
-    def forward(self, x: Tensor | None = None) -> Tensor:
+    def forward(self, x: Observation | None = None) -> Tensor:
         """The generative process."""
         d = self.loadings.shape[1]
-        with pyro.plate("data", 1 if x is None else len(x)):
+        with pyro.plate("data", 1 if x is None else size(x)):
             z = pyro.sample("z", dist.Normal(self.loadings.new_zeros(d), 1.0).to_event(1))
             x_given_z = dist.Normal(self.predict({"z": z}), self.noise).to_event(1)
             observed: Tensor = pyro.sample("x", x_given_z, obs=x)
@@ -113,7 +113,8 @@ class FactorAnalysis(Model):
 
     def predict(self, z: Values) -> Tensor:
         """W z + mu: latents (..., B, D) to (..., B, F)."""
-        return z["z"] @ self.loadings.T + self.mean
+        mean: Tensor = z["z"] @ self.loadings.T + self.mean
+        return mean
 
     def exact(self) -> FactorAnalysisPosterior:
         """The closed-form posterior; it follows the model's parameters."""
@@ -131,7 +132,8 @@ class FactorAnalysisPosterior(ClosedForm):
         """L, (D, D)."""
         scaled = self.model.loadings / self.model.noise[..., None]
         eye = torch.eye(scaled.shape[1], dtype=scaled.dtype, device=scaled.device)
-        return eye + scaled.T @ scaled
+        precision: Tensor = eye + scaled.T @ scaled
+        return precision
 
     def distribution(self, x: Observation) -> Distribution:
         """Multivariate Normal: batch (B,), event (D,)."""

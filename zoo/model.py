@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-import torch
 from torch import Tensor, nn
 
 from inference.errors import BadInput, Incompatible, NoExactPosterior
@@ -73,7 +72,7 @@ class Model(LocalModule):
             type(self).__name__,
             expected="an exact posterior",
             got="a model without one",
-            fix='Compare with reference=inference.NUTS(model), or with the prior-based checks.',
+            fix="Compare with reference=inference.NUTS(model), or with the prior-based checks.",
         )
 
     def predict(self, z: Values) -> Tensor:

@@ -22,6 +22,7 @@ COARSE = {1: 257, 2: 65, 3: 25}
 DROP = 20.0  # nats below the peak that still count: what is left out weighs about e^-20
 START = 12.0  # half-width of the first box, in prior scales
 ROUNDS = 30
+_Shape = torch.Size | list[int] | tuple[int, ...]
 SWEEPS = 4  # Metropolis steps from the interpolated grid to the posterior itself
 
 
@@ -84,8 +85,8 @@ class Quadrature(PackedGuide):
     def error(self, x: Observation) -> dict[str, Tensor]:
         """Coarse against fine grid, each (B,).
 
-        `mean` and `sd` are the largest moves of a packed mean or sd, in posterior sds, `log_evidence`
-        is in nats, and `edge_mass` is the posterior mass in the outermost cells.
+        `mean` and `sd` are the largest moves of a packed mean or sd, in posterior sds,
+        `log_evidence` is in nats, `edge_mass` is the posterior mass in the outermost cells.
         """
         with torch.no_grad():
             return self.distribution(x).error()
@@ -140,7 +141,7 @@ class _GridPosterior(Distribution):
         """Exact joint over gridded evidence: (..., B)."""
         return self.lat.log_density(value, self.x) - self.log_evidence
 
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+    def sample(self, sample_shape: _Shape = torch.Size()) -> Tensor:  # noqa: B008
         """Independent draws, (..., B, D)."""
         rows = torch.Size(sample_shape).numel()
         u, log_weight = self._propose(rows)

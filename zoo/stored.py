@@ -82,7 +82,8 @@ class StoredDraws(Guide):
                 got=f"problem {int((~same.any(1)).nonzero()[0])}, which is not among them",
                 fix="Use model.observations(), or make reference draws for this x.",
             )
-        return same.float().argmax(1)
+        rows: Tensor = same.float().argmax(1)
+        return rows
 
     def draw(
         self, x: Observation, *, draws: int, chains: int, seed: int, progress: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import pyro
 import torch
@@ -92,7 +93,8 @@ class AutoNormal(_Bound):
     def distribution(self, x: Observation) -> Distribution:
         """Independent Normal: batch (B,), event (D,)."""
         lat, copies = self.latents, self._copies(x)
-        pairs = [self.auto[0]._get_loc_and_scale(name) for name in lat.names]
+        only: Any = self.auto[0]
+        pairs = [only._get_loc_and_scale(name) for name in lat.names]
         b = lat.problems(x) // copies
         loc, scale = (torch.cat([p[k].reshape(b, -1) for p in pairs], -1) for k in (0, 1))
         loc, scale = loc.repeat(copies, 1), scale.repeat(copies, 1)
@@ -111,15 +113,16 @@ class AutoMultivariateNormal(_Bound):
     """
 
     def _make(self, x: Observation) -> list[autoguide.AutoGuide]:
-        problems = range(self.latents.problems(x))
-        one = (lambda i: take(x, slice(i, i + 1))) if self.latents.plated else (lambda _: x)
-        make = autoguide.AutoMultivariateNormal
-        return [self._started(make(self.model), one(i)) for i in problems]
+        make: Any = autoguide.AutoMultivariateNormal
+        rows = [slice(i, i + 1) for i in range(self.latents.problems(x))]
+        problems = [take(x, row) for row in rows] if self.latents.plated else [x]
+        return [self._started(make(self.model), problem) for problem in problems]
 
     def distribution(self, x: Observation) -> Distribution:
         """Multivariate Normal: batch (B,), event (D,)."""
         copies = self._copies(x)
-        posteriors = [guide.get_posterior() for guide in self.auto]
+        guides: Any = self.auto
+        posteriors = [guide.get_posterior() for guide in guides]
         loc = torch.stack([q.loc for q in posteriors]).repeat(copies, 1)
         tril = torch.stack([q.scale_tril for q in posteriors]).repeat(copies, 1, 1)
         return MultivariateNormal(loc, scale_tril=tril, validate_args=False)

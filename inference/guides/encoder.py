@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,9 @@ from ..packed import PackedGuide
 __all__ = ["Encoder", "FullCovarianceEncoder", "MeanFieldEncoder"]
 
 SOFTPLUS_ONE = math.log(math.e - 1)  # softplus(SOFTPLUS_ONE) = 1: encoders start at the prior
-SMALLEST = 1e-4  # floor of a scale, in prior scales: no overflow for observations far from the joint
+SMALLEST = (
+    1e-4  # floor of a scale, in prior scales: no overflow for observations far from the joint
+)
 SCALING_DRAWS = 512  # joint draws that set the units of inputs and outputs
 
 
@@ -52,7 +55,7 @@ class Encoder(nn.Module):
             self.register_buffer(f"{name}_scale", scale)
         widths = [features.shape[1], *hidden, outputs]
         layers: list[nn.Module] = []
-        for a, b in zip(widths[:-1], widths[1:], strict=True):
+        for a, b in pairwise(widths):
             layers += [nn.Linear(a, b), nn.SiLU()]
         self.deep = nn.Sequential(*layers[:-1])
         self.linear = nn.Linear(features.shape[1], latents.size)

@@ -79,8 +79,10 @@ class _Affine(Transform):
 
     def _inverse(self, u: Tensor) -> Tensor:
         shifted = (u - self.loc)[..., None]
-        return torch.linalg.solve_triangular(self.tril, shifted, upper=False)[..., 0]
+        v: Tensor = torch.linalg.solve_triangular(self.tril, shifted, upper=False)
+        return v[..., 0]
 
     def log_abs_det_jacobian(self, v: Tensor, u: Tensor) -> Tensor:
         """log |det tril|, (..., B)."""
-        return self.tril.diagonal(dim1=-2, dim2=-1).log().sum(-1).expand(v.shape[:-1])
+        log_det: Tensor = self.tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return log_det.expand(v.shape[:-1])

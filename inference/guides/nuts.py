@@ -7,8 +7,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer import MCMC
-from pyro.infer import NUTS as PyroNUTS
+from pyro.infer import MCMC, mcmc
 
 from ..guide import Draws, Guide, check_counts
 from ..implicit import Implicit
@@ -38,9 +37,7 @@ class NUTS(Guide):
 
     independent = False
 
-    def __init__(
-        self, model: ModelLike, *, warmup: int = 500, target_accept: float = 0.8
-    ) -> None:
+    def __init__(self, model: ModelLike, *, warmup: int = 500, target_accept: float = 0.8) -> None:
         super().__init__(model, warmup=warmup, target_accept=target_accept)
         self.latents.require_continuous("NUTS")
         self.warmup, self.target_accept = warmup, target_accept
@@ -84,8 +81,8 @@ class NUTS(Guide):
     def _chain(self, x: Observation, draws: int, seed: int, *, progress: bool) -> Values:
         total = self.warmup + draws
         with seeded(seed), bar("NUTS", total, show=progress) as advance:
-            kernel = PyroNUTS(self.model, target_accept_prob=self.target_accept)
-            mcmc = MCMC(
+            kernel = mcmc.NUTS(self.model, target_accept_prob=self.target_accept)
+            run = MCMC(
                 kernel,
                 num_samples=draws,
                 warmup_steps=self.warmup,
@@ -94,6 +91,6 @@ class NUTS(Guide):
             )
             local = pyro.settings.context(module_local_params=True)
             with local, torch.enable_grad(), poutine.block():
-                mcmc.run(x)
-        samples: Values = mcmc.get_samples()
+                run.run(x)
+        samples: Values = run.get_samples()
         return samples

@@ -36,5 +36,6 @@ class ForwardKL(Objective):
         self, model: ModelLike, guide: Guide, x: Observation, z: Values | None = None
     ) -> dict[str, Tensor]:
         """{"guide": -mean log q}."""
-        assert z is not None and isinstance(guide, HasDensity)  # Objective.check has seen to it
+        assert z is not None  # Objective.check has seen to both
+        assert isinstance(guide, HasDensity)
         return {"guide": -guide.log_prob(z, x).mean()}

@@ -1,0 +1,51 @@
+# Everything starts from python3 >= 3.11 and make; `make install` is a no-op until its inputs change.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/installed
+
+.PHONY: help install demo test test-all lint types examples bench clean
+
+help:
+	@echo "make demo      learn a model of real digits, fit three guides, compare, write a report"
+	@echo "make test      the fast tests       make test-all  with the slow ones"
+	@echo "make lint      ruff                 make types     mypy"
+	@echo "make examples  run the README's examples as they stand"
+	@echo "make bench     the benchmarks behind the numbers in the README"
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "neuroguide needs Python 3.11 or newer; try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+	  { echo "python3 has no venv module; on Debian: apt-get install python3-venv"; rm -rf $(VENV); exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: install
+	$(BIN)/neuroguide compare factor_analysis --data digits --out runs/demo
+
+test: install
+	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
+
+test-all: install
+	$(BIN)/python -m pytest -n 2
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install
+	$(BIN)/mypy
+
+examples: install
+	$(BIN)/python -m pytest tests/test_readme.py -m "slow or not slow"
+
+bench: install
+	$(BIN)/python benchmarks/loop_overhead.py
+	$(BIN)/python benchmarks/import_time.py
+	$(BIN)/python benchmarks/factor_analysis.py
+
+clean:
+	rm -rf $(VENV) runs build dist *.egg-info

@@ -1,0 +1,144 @@
+"""Run directories: what a run was, what it learned and what it found, on disk."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from inference.checkpoint import plain, versions
+from inference.errors import BadCheckpoint, BadInput
+from inference.files import atomic_path, write_bytes
+from inference.fit import Fit
+
+if TYPE_CHECKING:
+    from xarray import Dataset, DataTree
+
+__all__ = ["RunDirectory"]
+
+Losses = dict[str, dict[str, np.ndarray[Any, Any]]]
+
+
+class RunDirectory:
+    """One run: config.json, checkpoints/, losses.csv, draws.nc, comparison.nc, report.html.
+
+    Args:
+        path: the directory.
+        config: as read from config.json.
+    """
+
+    def __init__(self, path: Path, config: dict[str, Any]) -> None:
+        self.path, self.config = path, config
+
+    @classmethod
+    def create(cls, path: str | Path, config: Mapping[str, Any]) -> RunDirectory:
+        """Make the directory, or take up the unfinished or finished run of the same config.
+
+        Raises:
+            BadInput: it holds another run, or files that are no run of ours.
+            OutputError: it cannot be written.
+        """
+        path, wanted = Path(path), plain(config)
+        if (path / "config.json").exists():
+            saved = cls.open(path).config
+            differ = [k for k in {**saved, **wanted} if saved.get(k) != wanted.get(k)]
+            differ = [k for k in differ if k != "versions"]
+            if differ:
+                raise BadInput(
+                    f"out {str(path)!r}",
+                    expected=", ".join(f"{k}={wanted.get(k)!r}" for k in differ),
+                    got="another run, " + ", ".join(f"{k}={saved.get(k)!r}" for k in differ),
+                    fix="Choose another --out, or repeat that run's options to resume it.",
+                )
+        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise BadInput(
+                f"out {str(path)!r}",
+                expected="a new, empty or run directory",
+                got="a file" if path.is_file() else "a directory with other files",
+                fix="Choose another --out.",
+            )
+        run = cls(path, wanted | {"versions": versions()})
+        write_bytes(path / "config.json", json.dumps(run.config, indent=1).encode())
+        return run
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunDirectory:
+        """An existing run.
+
+        Raises:
+            BadCheckpoint: no readable config.json.
+        """
+        try:
+            return cls(Path(path), json.loads((Path(path) / "config.json").read_text()))
+        except (OSError, ValueError) as error:
+            raise BadCheckpoint(
+                f"run {str(path)!r}",
+                expected="a run directory with config.json",
+                got=f"{type(error).__name__}: {error}",
+                fix="Name a directory that `neuroguide compare` or `fit` has written.",
+            ) from error
+
+    def checkpoint(self, name: str) -> Path:
+        """Where the fit of that name is kept."""
+        return self.path / "checkpoints" / f"{name}.safetensors"
+
+    def write_losses(self, fits: Mapping[str, Fit]) -> None:
+        """losses.csv: fit, player, step, loss."""
+        text = io.StringIO()
+        table = csv.writer(text)
+        table.writerow(["fit", "player", "step", "loss"])
+        for name, fit in fits.items():
+            for player, values in fit.losses.items():
+                table.writerows([name, player, k, f"{v:.6g}"] for k, v in enumerate(values))
+        write_bytes(self.path / "losses.csv", text.getvalue().encode())
+
+    def losses(self) -> Losses:
+        """What :meth:`write_losses` wrote: fit, player, losses."""
+        found: dict[str, dict[str, list[float]]] = {}
+        with self._existing("losses.csv").open() as file:
+            for row in csv.DictReader(file):
+                players = found.setdefault(row["fit"], {})
+                players.setdefault(row["player"], []).append(float(row["loss"]))
+        return {f: {p: np.array(v) for p, v in players.items()} for f, players in found.items()}
+
+    def write_draws(self, trees: Mapping[str, DataTree], **attrs: Any) -> None:
+        """draws.nc: one group per guide, each an ArviZ DataTree."""
+        from xarray import DataTree
+
+        whole = DataTree.from_dict(dict(trees))
+        whole.attrs = attrs
+        with atomic_path(self.path / "draws.nc") as temporary:
+            whole.to_netcdf(temporary, engine="h5netcdf")
+
+    def draws(self) -> DataTree:
+        """What :meth:`write_draws` wrote."""
+        import xarray
+
+        return xarray.open_datatree(self._existing("draws.nc"), engine="h5netcdf").load()
+
+    def write_comparison(self, comparison: Dataset) -> None:
+        """comparison.nc: the dataset of `diagnostics.compare`."""
+        with atomic_path(self.path / "comparison.nc") as temporary:
+            comparison.to_netcdf(temporary, engine="h5netcdf")
+
+    def comparison(self) -> Dataset:
+        """What :meth:`write_comparison` wrote."""
+        import xarray
+
+        return xarray.load_dataset(self._existing("comparison.nc"), engine="h5netcdf")
+
+    def _existing(self, name: str) -> Path:
+        path = self.path / name
+        if not path.exists():
+            raise BadCheckpoint(
+                str(path),
+                expected="a finished run",
+                got="no such file",
+                fix="Repeat the command that made the directory: it goes on where it stopped.",
+            )
+        return path
