@@ -16,6 +16,7 @@ from ..latents import ModelLike
 from ..objectives.elbo import ELBO
 from ..observation import Observation, parts, repeat, size, take
 from ..packed import PackedGuide
+from ..seeds import seeded
 
 __all__ = ["AutoMultivariateNormal", "AutoNormal"]
 
@@ -43,7 +44,7 @@ class _Bound(PackedGuide):
         for k, t in enumerate(parts(x)):
             self.register_buffer(f"x_{k}", t.clone())
         self.bound = len(parts(x))
-        with pyro.settings.context(module_local_params=True):
+        with pyro.settings.context(module_local_params=True), seeded(0):
             self.auto = nn.ModuleList(self._make(x))
 
     def restore(self, state: Mapping[str, Tensor]) -> None:

@@ -14,6 +14,7 @@ from ..latents import Latents, ModelLike
 from ..objectives.elbo import ELBO
 from ..observation import Observation, flatten
 from ..packed import PackedGuide
+from ..seeds import seeded
 
 __all__ = ["Encoder", "FullCovarianceEncoder", "MeanFieldEncoder"]
 
@@ -37,6 +38,7 @@ class Encoder(nn.Module):
         latents: of the model; names the problem and makes the draws.
         outputs: numbers per problem.
         hidden: widths of the hidden layers.
+        seed: of the initial weights.
     """
 
     x_loc: Tensor
@@ -44,7 +46,7 @@ class Encoder(nn.Module):
     u_loc: Tensor
     u_scale: Tensor
 
-    def __init__(self, latents: Latents, outputs: int, hidden: tuple[int, ...]) -> None:
+    def __init__(self, latents: Latents, outputs: int, hidden: tuple[int, ...], seed: int) -> None:
         super().__init__()
         z, x = latents.joint(SCALING_DRAWS if latents.plated else 32, seed=0)
         n = next(iter(z.values())).shape[0]
@@ -55,10 +57,11 @@ class Encoder(nn.Module):
             self.register_buffer(f"{name}_scale", scale)
         widths = [features.shape[1], *hidden, outputs]
         layers: list[nn.Module] = []
-        for a, b in pairwise(widths):
-            layers += [nn.Linear(a, b), nn.SiLU()]
+        with seeded(seed):
+            for a, b in pairwise(widths):
+                layers += [nn.Linear(a, b), nn.SiLU()]
+            self.linear = nn.Linear(features.shape[1], latents.size)
         self.deep = nn.Sequential(*layers[:-1])
-        self.linear = nn.Linear(features.shape[1], latents.size)
         for layer in (self.linear, self.deep[-1]):
             for parameter in layer.parameters():
                 nn.init.zeros_(parameter)
@@ -99,6 +102,7 @@ class MeanFieldEncoder(PackedGuide):
     Args:
         model: any model with continuous latents.
         hidden: widths of the hidden layers.
+        seed: of the initial weights.
 
     References:
         Auto-Encoding Variational Bayes (Kingma & Welling, 2014)
@@ -107,9 +111,11 @@ class MeanFieldEncoder(PackedGuide):
 
     objective = ELBO
 
-    def __init__(self, model: ModelLike, *, hidden: tuple[int, ...] = (64, 64)) -> None:
-        super().__init__(model, hidden=hidden)
-        self.encoder = Encoder(self.latents, 2 * self.latents.size, hidden)
+    def __init__(
+        self, model: ModelLike, *, hidden: tuple[int, ...] = (64, 64), seed: int = 0
+    ) -> None:
+        super().__init__(model, hidden=hidden, seed=seed)
+        self.encoder = Encoder(self.latents, 2 * self.latents.size, hidden, seed)
 
     def distribution(self, x: Observation) -> Distribution:
         """Independent Normal: batch (B,), event (D,)."""
@@ -127,14 +133,17 @@ class FullCovarianceEncoder(PackedGuide):
     Args:
         model: any model with continuous latents.
         hidden: widths of the hidden layers.
+        seed: of the initial weights.
     """
 
     objective = ELBO
 
-    def __init__(self, model: ModelLike, *, hidden: tuple[int, ...] = (64, 64)) -> None:
-        super().__init__(model, hidden=hidden)
+    def __init__(
+        self, model: ModelLike, *, hidden: tuple[int, ...] = (64, 64), seed: int = 0
+    ) -> None:
+        super().__init__(model, hidden=hidden, seed=seed)
         d = self.latents.size
-        self.encoder = Encoder(self.latents, 2 * d + d * (d - 1) // 2, hidden)
+        self.encoder = Encoder(self.latents, 2 * d + d * (d - 1) // 2, hidden, seed)
 
     def distribution(self, x: Observation) -> Distribution:
         """Multivariate Normal: batch (B,), event (D,)."""

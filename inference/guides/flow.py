@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, Transform, TransformedDistribution, constraints
@@ -10,6 +12,7 @@ from ..latents import ModelLike
 from ..objectives.forward_kl import ForwardKL
 from ..observation import Observation, flatten
 from ..packed import PackedGuide
+from ..seeds import seeded
 from .encoder import Encoder, gaussian_head, squash
 
 __all__ = ["Flow"]
@@ -29,6 +32,7 @@ class Flow(PackedGuide):
         transforms: spline coupling layers.
         hidden: widths of the hidden layers, of the encoder and of each spline.
         bins: bins of each spline.
+        seed: of the initial weights.
 
     References:
         Neural Spline Flows (Durkan et al., 2019)
@@ -44,17 +48,16 @@ class Flow(PackedGuide):
         transforms: int = 3,
         hidden: tuple[int, ...] = (64, 64),
         bins: int = 8,
+        seed: int = 0,
     ) -> None:
-        from zuko.flows import NSF
-
-        super().__init__(model, transforms=transforms, hidden=hidden, bins=bins)
+        super().__init__(model, transforms=transforms, hidden=hidden, bins=bins, seed=seed)
         d = self.latents.size
-        self.encoder = Encoder(self.latents, 2 * d + d * (d - 1) // 2, hidden)
+        self.encoder = Encoder(self.latents, 2 * d + d * (d - 1) // 2, hidden, seed)
         features = self.encoder.x_loc.shape[0]
         couple = {"passes": 2} if d > 1 else {}
-        self.flow = NSF(
-            d, features, transforms=transforms, bins=bins, hidden_features=hidden, **couple
-        )
+        sizes = {"transforms": transforms, "bins": bins, "hidden_features": hidden}
+        with seeded(seed):
+            self.flow = _spline_flow()(d, features, **sizes, **couple)
 
     def distribution(self, x: Observation) -> Distribution:
         """Transformed spline flow: batch (B,), event (D,)."""
@@ -62,6 +65,16 @@ class Flow(PackedGuide):
         loc, tril = gaussian_head(self.encoder, features)
         base = self.flow(squash(self.encoder.standardise(features)))
         return TransformedDistribution(base, [_Affine(loc, tril)], validate_args=False)
+
+
+def _spline_flow() -> Any:
+    """zuko's NSF; importing zuko switches torch's validation off for everybody, so undo that."""
+    before = Distribution._validate_args  # type: ignore[attr-defined]
+    try:
+        from zuko.flows import NSF
+    finally:
+        Distribution.set_default_validate_args(before)
+    return NSF
 
 
 class _Affine(Transform):
