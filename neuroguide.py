@@ -305,7 +305,7 @@ def _compare(
     shape = model.image_shape or ()
     if shape:
         for tree in trees.values():
-            diagnostics.reconstruct(model.predict, tree)
+            diagnostics.reconstruct(model, tree)
     comparison = diagnostics.compare_draws(trees, progress=True)
     run.write_draws(trees, model=c["model"], image_shape=",".join(map(str, shape)))
     run.write_comparison(comparison)

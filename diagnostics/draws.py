@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -22,6 +21,13 @@ if TYPE_CHECKING:
 __all__ = ["draw", "packed", "reconstruct"]
 
 Groups = dict[str, dict[str, np.ndarray[Any, Any]]]
+
+
+class Predicts(ModelLike, Protocol):
+    """A model that knows the mean of its observation."""
+
+    def predict(self, z: Values) -> Tensor:
+        """Latents (..., B, *shape) to mean observations (..., B, F)."""
 
 
 def draw(
@@ -103,19 +109,20 @@ def packed(tree: DataTree, group: str = "posterior") -> np.ndarray[Any, Any]:
     return np.concatenate(pieces, -1)
 
 
-def reconstruct(predict: Callable[[Values], Tensor], tree: DataTree) -> None:
+def reconstruct(model: Predicts, tree: DataTree) -> None:
     """Add the group `reconstruction`: the posterior mean of the predicted observation.
 
     Args:
-        predict: a model's `predict`, latents (..., B, *shape) to (..., B, F).
+        model: a model that says what it would show, such as a `zoo.Model` with `predict`.
         tree: gets the variable `mean`, (problem, pixel).
     """
     import xarray
 
     data = tree["posterior"].dataset
-    values = {str(n): torch.as_tensor(v.values) for n, v in data.data_vars.items()}
+    where = parts(model.observations())[0].device
+    values = {str(n): torch.as_tensor(v.values).to(where) for n, v in data.data_vars.items()}
     with torch.no_grad():
-        mean = predict(values).mean((0, 1))
+        mean = model.predict(values).mean((0, 1))
     found = xarray.Dataset({"mean": (("problem", "pixel"), _array(mean))})
     tree["reconstruction"] = xarray.DataTree(found)
 

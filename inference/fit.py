@@ -17,7 +17,7 @@ from .latents import ModelLike
 from .loop import Loop, Trainer
 from .objective import Objective
 from .observation import Observation, parts
-from .seeds import stream
+from .seeds import seeded, stream
 
 __all__ = ["Fit", "fit"]
 
@@ -182,6 +182,8 @@ def _place(
     """Everything on one device; returns x there."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise BadInput("device", expected="a GPU", got="none", fix="Use device='cpu' or 'auto'.")
     for module in (model, guide):
         if isinstance(module, nn.Module):
             module.to(device)
@@ -205,6 +207,8 @@ def _check(
         )
     if objective is not None:
         objective.check(guide, joint=x is None, learn_model=learn_model)
+        with torch.no_grad(), seeded(0):
+            guide.trace(guide.latents.like if x is None else x)
 
 
 def _trainers(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
+from pyro import poutine
 from torch import Tensor
 
 from .errors import BadInput
@@ -147,23 +148,31 @@ class Guide(LocalModule):
         flat = {n: torch.cat([p[n] for p in pieces]) for n in names}
         return Draws({n: v.reshape(chains, draws, b, *v.shape[2:]) for n, v in flat.items()})
 
+    def trace(self, x: Observation) -> poutine.Trace:
+        """Trace of one call.
+
+        Raises:
+            BadInput: a latent site of the model is missing; Pyro would take it from the prior.
+        """
+        with poutine.block():
+            trace = poutine.trace(self).get_trace(x)
+        missing = [s for s in self.latents.names if s not in trace.nodes]
+        if missing:
+            raise BadInput(
+                "guide",
+                expected=f"sample statements for {list(self.latents.names)}",
+                got=f"none for {missing}",
+                fix="Add pyro.sample for each of them, with the model's site names.",
+            )
+        return trace
+
     def _pieces(self, x: Observation, total: int, b: int) -> list[Values]:
         """Draws through `forward`, as more problems: pieces of (S, B, *shape) by site."""
-        from pyro import poutine
-
         step = max(1, MAX_ROWS // b) if self.latents.plated else 1
         pieces = []
         for start in range(0, total, step):
             n = min(step, total - start)
-            nodes = poutine.trace(self).get_trace(repeat(x, n)).nodes
-            missing = [s for s in self.latents.names if s not in nodes]
-            if missing:
-                raise BadInput(
-                    "guide",
-                    expected=f"sample statements for {list(self.latents.names)}",
-                    got=f"none for {missing}",
-                    fix="Add pyro.sample for each of them, with the model's site names.",
-                )
+            nodes = self.trace(repeat(x, n)).nodes
             pieces.append(
                 {s.name: nodes[s.name]["value"].reshape(n, b, *s.shape) for s in self.latents.sites}
             )

@@ -14,7 +14,7 @@ from inference.errors import Incompatible
 from inference.guide import Draws, Guide, check_counts
 from inference.latents import MAX_ROWS, ModelLike, Site, Values
 from inference.objectives.elbo import ELBO
-from inference.observation import Observation
+from inference.observation import Observation, parts
 from inference.packed import PackedGuide
 from inference.seeds import seeded
 
@@ -70,13 +70,18 @@ class Enumerated(Guide):
                 got=f"{count:,}",
                 fix="Enumerate a smaller model, or use stored draws as reference.",
             )
-        table = torch.cartesian_prod(*choices).reshape(count, -1)
+        where = parts(self.latents.like)[0].device
+        table = torch.cartesian_prod(*choices).reshape(count, -1).to(where)
         sizes = [s.shape.numel() for s in sites]
         for s, piece in zip(sites, table.split(sizes, -1), strict=True):
             self.register_buffer(f"states_{s.name}", piece.reshape(count, *s.shape), False)
         cut = [s for s in sites if not _bounded(s)]
         at_edge = [self._states(s.name).reshape(count, -1).eq(float(bound or 0)) for s in cut]
-        edge = torch.cat(at_edge, -1).any(-1) if cut else torch.zeros(count, dtype=torch.bool)
+        edge = (
+            torch.cat(at_edge, -1).any(-1)
+            if cut
+            else torch.zeros(count, dtype=torch.bool, device=where)
+        )
         self.register_buffer("edge", edge, persistent=False)
 
     def _states(self, name: str) -> Tensor:

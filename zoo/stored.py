@@ -18,7 +18,7 @@ from inference.files import atomic_path
 from inference.guide import Draws, Guide, check_counts
 from inference.implicit import Implicit
 from inference.latents import Values
-from inference.observation import Observation, flatten
+from inference.observation import Observation, flatten, parts
 from inference.seeds import seeded
 
 from .model import Model
@@ -57,13 +57,12 @@ class StoredDraws(Guide):
                 got="another source hash",
                 fix=f"Make them again: {self.attrs.get('command', 'StoredDraws.write(...)')}",
             )
-        like = self.latents.like
-        kind = like.dtype if isinstance(like, Tensor) else like[0].dtype
+        like = parts(self.latents.like)[0]
         data = tree["posterior"].dataset
         for s in self.latents.sites:
-            pool = torch.as_tensor(data[s.name].values, dtype=kind).flatten(0, 1)
+            pool = torch.as_tensor(data[s.name].values).to(like).flatten(0, 1)
             self.register_buffer(f"pool_{s.name}", pool, persistent=False)  # (S, B, *shape)
-        known = torch.as_tensor(tree["observed_data"]["x"].values, dtype=kind)
+        known = torch.as_tensor(tree["observed_data"]["x"].values).to(like)
         self.register_buffer("known", known, persistent=False)
 
     def _pool(self, name: str) -> Tensor:

@@ -69,7 +69,7 @@ class Flow(PackedGuide):
 
 def _spline_flow() -> Any:
     """zuko's NSF; importing zuko switches torch's validation off for everybody, so undo that."""
-    before = Distribution._validate_args  # type: ignore[attr-defined]
+    before = Distribution._validate_args
     try:
         from zuko.flows import NSF
     finally:

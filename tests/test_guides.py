@@ -1,0 +1,370 @@
+"""One conformance suite for every guide in GUIDES, on models of four kinds, in float64."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from conftest import within
+from pyro import poutine
+from pyro.infer import Predictive, Trace_ELBO
+
+import inference
+import zoo
+from inference import GUIDES, BadInput, Guide, HasDensity, NoDensity
+from inference.observation import parts
+from inference.seeds import seeded
+
+B = 3
+
+
+def two_sites(x):
+    """A positive and a real latent of unlike shapes, both off centre."""
+    with pyro.plate("data", len(x)):
+        rate = pyro.sample("rate", dist.Gamma(x.new_tensor(3.0), 2.0))
+        shift = pyro.sample("shift", dist.Normal(x.new_tensor([1.5]), 0.8).to_event(1))
+        loc = torch.stack([rate, shift[..., 0], rate - shift[..., 0]], -1)
+        pyro.sample("x", dist.Normal(loc, 0.6).to_event(1), obs=x)
+
+
+def inner_plate(x):
+    """A latent for the problem, (B, 1), and two more inside an inner plate, (B, 2)."""
+    with pyro.plate("data", len(x), dim=-2):
+        scale = pyro.sample("scale", dist.Gamma(x.new_tensor(3.0), 2.0))
+        with pyro.plate("pixel", 2, dim=-1):
+            z = pyro.sample("z", dist.Normal(x.new_tensor(0.3), 0.5))
+            pyro.sample("x", dist.Normal(z, scale), obs=x)
+
+
+def one_problem(inputs, labels):
+    """The whole data set is one problem, an observation of inputs and labels."""
+    w = pyro.sample("w", dist.Normal(inputs.new_tensor([0.5]), 0.7).to_event(1))
+    s = pyro.sample("s", dist.Gamma(inputs.new_tensor(4.0), 8.0))
+    with pyro.plate("data", len(inputs)):
+        pyro.sample("y", dist.Normal(inputs * w, s), obs=labels)
+
+
+def grid(points, bounds=None):
+    return lambda model: zoo.Quadrature(model, points=points, bounds=bounds)
+
+
+def float64(*rows):
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+WIDE = float64([1.2, 1.9, -0.4], [0.3, 0.7, 0.1], [2.5, 1.0, 1.8])
+FLAT = (float64(-1.0, 0.2, 0.9, 1.7), float64(-0.9, 0.4, 0.2, 1.3))
+
+
+@cache
+def model_of(kind):
+    if kind == "factor analysis":
+        return zoo.FactorAnalysis(7, 3, seed=1).double()
+    if kind == "two sites":
+        return zoo.from_pyro(two_sites, WIDE, exact=grid(33))
+    if kind == "inner plate":
+        return zoo.from_pyro(inner_plate, WIDE[:, :2], exact=grid(9, 3 * [(-2.0, 2.0)]))
+    return zoo.from_pyro(one_problem, FLAT, exact=grid(9, [(-1.5, 2.5), (-2.5, 0.5)]))
+
+
+def observation_of(kind):
+    x = model_of(kind).observations()
+    return x if isinstance(x, tuple) else x[:B]
+
+
+def build(name, model, x=None):
+    """A guide with parameters away from their start, bound to x."""
+    guide = GUIDES[name](model, **({"warmup": 10} if name == "nuts" else {}))
+    guide = guide.to(parts(model.observations())[0].dtype)
+    if x is not None:
+        guide.bind(x)
+    with torch.no_grad(), seeded(0):
+        for p in guide.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    return guide
+
+
+@cache
+def guide_of(name, kind):
+    return build(name, model_of(kind), observation_of(kind))
+
+
+KINDS = ["factor analysis", "two sites", "inner plate", "one problem"]
+BOUND = [n for n in GUIDES if getattr(GUIDES[n], "amortised", True) is False]
+WITH_DENSITY = [n for n in GUIDES if n != "nuts"]
+LEARNERS = [n for n in GUIDES if n not in ("exact", "nuts")]
+each_kind = pytest.mark.parametrize("kind", KINDS)
+each_guide = pytest.mark.parametrize("name", GUIDES)
+
+
+@pytest.fixture
+def case(name, kind):
+    return model_of(kind), guide_of(name, kind), observation_of(kind)
+
+
+# ------------------------------------------------------------------------------------ conformance
+
+
+@each_kind
+@each_guide
+def test_draws(case):
+    _, guide, x = case
+    lat = guide.latents
+    draws = guide.draw(x, draws=6, chains=2, seed=5)
+    again = guide.draw(x, draws=6, chains=2, seed=5)
+    other = guide.draw(x, draws=6, chains=2, seed=6)
+    assert set(draws.values) == set(lat.names)
+    for s in lat.sites:
+        value = draws.values[s.name]
+        assert value.shape == (2, 6, lat.problems(x), *s.shape)
+        assert value.dtype == torch.float64
+        assert s.support.check(value).all()
+        assert torch.equal(value, again.values[s.name])
+        assert not torch.equal(value, other.values[s.name])
+        assert not torch.equal(value[0], value[1])
+    for stat in draws.stats.values():
+        assert stat.shape == (2, 6, lat.problems(x))
+
+
+@each_kind
+@each_guide
+def test_trace_has_the_models_sites(case):
+    model, guide, x = case
+    with seeded(1):
+        mine, theirs = poutine.trace(guide).get_trace(x), poutine.trace(model).get_trace(x)
+    sampled = {n: v for n, v in mine.nodes.items() if v["type"] == "sample" and n != "data"}
+    own = {n for n, v in sampled.items() if not v["infer"].get("is_auxiliary")}
+    assert own == set(guide.latents.names)
+    for n in guide.latents.names:
+        assert mine.nodes[n]["value"].shape == theirs.nodes[n]["value"].shape
+
+
+@each_kind
+@each_guide
+def test_predictive(case):
+    model, guide, x = case
+    with seeded(1):
+        nodes = poutine.trace(model).get_trace(x).nodes
+        found = Predictive(guide, num_samples=3)(x)
+        onwards = Predictive(poutine.uncondition(model), guide=guide, num_samples=3)(x)
+    for n in guide.latents.names:
+        assert found[n].shape == (3, *nodes[n]["value"].shape)
+        assert not torch.equal(found[n][0], found[n][1])
+    observed = guide.latents.observed
+    assert onwards[observed].shape == (3, *nodes[observed]["value"].shape)
+
+
+@each_kind
+@pytest.mark.parametrize("name", WITH_DENSITY)
+def test_log_prob_is_the_density_of_the_program(case):
+    _, guide, x = case
+    assert isinstance(guide, HasDensity)
+    lat = guide.latents
+    with seeded(2):
+        trace = poutine.trace(guide).get_trace(x)
+    z = {s.name: trace.nodes[s.name]["value"].reshape(-1, *s.shape) for s in lat.sites}
+    log_q = guide.log_prob(z, x)
+    assert log_q.shape == (lat.problems(x),)
+    torch.testing.assert_close(log_q.sum(), trace.log_prob_sum(), rtol=1e-8, atol=1e-8)
+    draws = guide.draw(x, draws=4, chains=2, seed=5)
+    torch.testing.assert_close(
+        guide.log_prob(draws.values, x), draws.stats["log_q"], rtol=1e-6, atol=1e-6
+    )
+
+
+@each_kind
+@pytest.mark.parametrize("name", WITH_DENSITY)
+def test_trace_elbo_is_log_q_minus_log_p(case):
+    model, guide, x = case
+    lat = guide.latents
+    with seeded(2), pyro.settings.context(module_local_params=True):
+        loss = Trace_ELBO().loss(model, guide, x)
+    with seeded(2):
+        trace = poutine.trace(guide).get_trace(x)
+    z = {s.name: trace.nodes[s.name]["value"].reshape(-1, *s.shape) for s in lat.sites}
+    by_hand = (guide.log_prob(z, x) - lat.log_joint(z, x)).sum()
+    assert loss == pytest.approx(by_hand.item(), rel=1e-8)
+
+
+@pytest.mark.parametrize("name", WITH_DENSITY)
+def test_log_prob_is_normalised(name):
+    """E_q[r / q] = 1 for every density r, here a narrow one over the packed latents."""
+    guide, n = guide_of(name, "two sites"), 2000
+    with torch.no_grad():
+        pilot = guide.latents.pack(guide.draw(WIDE, draws=200, chains=1, seed=4).values)[0][0]
+        narrow = dist.Normal(pilot.median(0).values, 0.5 * pilot.std(0)).to_event(1)
+        z = {k: v[0] for k, v in guide.draw(WIDE, draws=n, chains=1, seed=3).values.items()}
+        u, log_jacobian = guide.latents.pack(z)
+        ratio = (narrow.log_prob(u) - log_jacobian - guide.log_prob(z, WIDE)).exp()
+    within(ratio.mean(0), 1.0, ratio.std(0) / n**0.5)
+
+
+def test_without_a_density_elbo_is_refused():
+    model, guide, x = model_of("two sites"), guide_of("nuts", "two sites"), WIDE
+    assert not isinstance(guide, HasDensity)
+    with seeded(1), pytest.raises(NoDensity, match="only be sampled"):
+        Trace_ELBO().loss(model, guide, x)
+
+
+@each_kind
+@pytest.mark.parametrize("name", LEARNERS)
+def test_the_default_objective_reaches_every_parameter(case):
+    model, guide, x = case
+    objective = guide.objective()
+    with seeded(3):
+        z, x = guide.latents.simulate(x) if objective.joint_only else (None, x)
+        loss = objective(model, guide, x, z)["guide"]
+    named = [(n, p) for n, p in guide.named_parameters() if p.requires_grad]
+    assert named
+    slopes = torch.autograd.grad(loss, [p for _, p in named], allow_unused=True)
+    idle = [n for (n, _), g in zip(named, slopes, strict=True) if g is None or not g.any()]
+    assert not idle
+
+
+# ------------------------------------------------------------------------------------------ dtype
+
+
+@each_guide
+def test_guides_of_a_float64_model_work_as_they_are(name):
+    model = zoo.FactorAnalysis(5, 2, seed=2).double()
+    x = model.observations()[:B]
+    guide = GUIDES[name](model, **({"warmup": 5} if name == "nuts" else {}))
+    guide.bind(x)
+    assert guide.draw(x, draws=2, chains=1, seed=0).values["z"].dtype == torch.float64
+
+
+@pytest.mark.parametrize("name", WITH_DENSITY)
+def test_model_and_guide_can_change_to_float64_later(name):
+    model = zoo.FactorAnalysis(5, 2, seed=2)
+    x = model.observations()[:B]
+    guide = build(name, model, x)
+    z = guide.draw(x, draws=4, chains=1, seed=0).values
+    with torch.no_grad():
+        before = guide.log_prob(z, x)
+        model.double()
+        guide.double()
+        after = guide.log_prob({n: v.double() for n, v in z.items()}, x.double())
+    assert after.dtype == torch.float64
+    torch.testing.assert_close(after, before.double(), rtol=1e-3, atol=1e-3)
+
+
+# ----------------------------------------------------------------------------------- wrong use
+
+
+@pytest.mark.parametrize("name", BOUND)
+def test_unamortised_guides_answer_for_their_own_observation_only(name):
+    model = model_of("two sites")
+    guide = guide_of(name, "two sites")
+    assert not guide.amortised
+    with pytest.raises(BadInput, match=r"^x: .*was fitted to; got another one\. Call fit"):
+        guide.draw(WIDE + 0.1, draws=2, chains=1, seed=0)
+    with pytest.raises(BadInput, match="got another one"):
+        guide(WIDE.flip(0))
+    with pytest.raises(BadInput, match="got another one"):
+        guide.draw(WIDE[:2], draws=2, chains=1, seed=0)
+    with pytest.raises(BadInput, match="has not been fitted"):
+        GUIDES[name](model).draw(WIDE, draws=2, chains=1, seed=0)
+
+
+@pytest.mark.parametrize("name", BOUND)
+def test_binding_again_keeps_parameters_only_for_the_same_observation(name):
+    guide = build(name, model_of("two sites"), WIDE)
+    before = {n: v.clone() for n, v in guide.state_dict().items()}
+    guide.bind(WIDE.clone())
+    assert all(torch.equal(v, before[n]) for n, v in guide.state_dict().items())
+    guide.bind(WIDE + 0.5)
+    assert not all(torch.equal(v, before[n]) for n, v in guide.state_dict().items())
+    assert guide.draw(WIDE + 0.5, draws=2, chains=1, seed=0).values["rate"].shape == (1, 2, B)
+
+
+@each_guide
+def test_bad_observations_and_counts_are_refused(name):
+    guide = guide_of(name, "factor analysis")
+    x = observation_of("factor analysis")
+    with pytest.raises(BadInput, match=r"x: expected shape \(B, 7\)"):
+        guide.draw(x[:, :5], draws=2, chains=1, seed=0)
+    with pytest.raises(BadInput, match=r"draws: expected an integer >= 1; got 0"):
+        guide.draw(x, draws=0, chains=1, seed=0)
+    with pytest.raises(BadInput, match="seed: expected an integer >= 0; got -1"):
+        guide.draw(x, draws=2, chains=1, seed=-1)
+
+
+class Forgetful(Guide):
+    def forward(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("rate", dist.Gamma(x.new_tensor(2.0), 1.0))
+
+
+class Plain(Guide):
+    """All of a guide that has to be written: it draws through the base class."""
+
+    def forward(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("rate", dist.Gamma(x.new_tensor(2.0), 1.0))
+            pyro.sample("shift", dist.Normal(x[:, :1], 1e-3).to_event(1))
+
+
+def test_a_guide_that_misses_a_site_is_told_which():
+    guide = Forgetful(model_of("two sites"))
+    message = r"guide: .*\['rate', 'shift'\]; got none for \['shift'\]\. Add pyro\.sample"
+    with pytest.raises(BadInput, match=message):
+        guide.draw(WIDE, draws=2, chains=1, seed=0)
+
+
+def test_draws_in_many_batches_stay_with_their_problems(monkeypatch):
+    monkeypatch.setattr("inference.guide.MAX_ROWS", 7)  # two draws of three problems at a time
+    values = Plain(model_of("two sites")).draw(WIDE, draws=5, chains=2, seed=0).values
+    assert values["rate"].shape == (2, 5, B)
+    assert values["shift"].shape == (2, 5, B, 1)
+    assert ((values["shift"] - WIDE[:, :1]).abs() < 0.01).all()  # ten of its sds
+
+
+def test_lookup_suggests_the_nearest_name():
+    assert inference.lookup(GUIDES, "flow", "guide") is GUIDES["flow"]
+    with pytest.raises(BadInput, match=r"^guide: .*nuts.*; got 'mean_field'\. .*'mean_field_encod"):
+        inference.lookup(GUIDES, "mean_field", "guide")
+    with pytest.raises(BadInput, match=r"got 'zzzz'\. See `neuroguide list`"):
+        inference.lookup(GUIDES, "zzzz", "guide")
+
+
+# --------------------------------------------------------------------------- adapters to Pyro's own
+
+
+@each_kind
+def test_auto_normal_is_pyros(kind):
+    guide, x = guide_of("auto_normal", kind), observation_of(kind)
+    lat, pyros = guide.latents, guide.auto[0]
+    q = guide.distribution(x)
+    for level in (0.1, 0.5, 0.8):
+        u = q.base_dist.icdf(torch.full_like(q.mean, level))
+        for name, theirs in pyros.quantiles([level], x).items():
+            mine = lat.unpack(u)[0][name].reshape(theirs.shape)
+            torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-9)
+    with seeded(4), pyro.settings.context(module_local_params=True):
+        trace = poutine.trace(pyros).get_trace(x)
+    z = {s.name: trace.nodes[s.name]["value"].reshape(-1, *s.shape) for s in lat.sites}
+    torch.testing.assert_close(
+        guide.log_prob(z, x).sum(), trace.log_prob_sum(), rtol=1e-8, atol=1e-8
+    )
+
+
+@each_kind
+def test_auto_multivariate_normal_is_pyros_for_each_problem(kind):
+    guide, x = guide_of("auto_multivariate_normal", kind), observation_of(kind)
+    lat, q = guide.latents, guide.distribution(x)
+    assert len(guide.auto) == lat.problems(x) == len(q.loc)
+    for i, pyros in enumerate(guide.auto):
+        own = tuple(t[i : i + 1] for t in parts(x)) if lat.plated else parts(x)
+        own = own if isinstance(x, tuple) else own[0]
+        theirs = pyros.get_posterior()
+        torch.testing.assert_close(q.loc[i], theirs.loc)
+        torch.testing.assert_close(q.covariance_matrix[i], theirs.covariance_matrix)
+        with seeded(4), pyro.settings.context(module_local_params=True):
+            trace = poutine.trace(pyros).get_trace(own)
+        z = {s.name: trace.nodes[s.name]["value"].reshape(-1, *s.shape) for s in lat.sites}
+        z = {n: v.expand(lat.problems(x), *v.shape[1:]) for n, v in z.items()}
+        log_q = guide.log_prob(z, x)[i]
+        torch.testing.assert_close(log_q, trace.log_prob_sum(), rtol=1e-8, atol=1e-8)
