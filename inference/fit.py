@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from .guide import Guide, check_counts
 from .latents import ModelLike
 from .loop import Loop, Trainer
 from .objective import Objective
-from .observation import Observation, parts
+from .observation import Observation, fingerprint, parts
 from .seeds import seeded, stream
 
 __all__ = ["Fit", "fit"]
@@ -30,8 +31,8 @@ class Fit:
         guide: the guide, trained in place.
         losses: by player, one loss per step in the objective's units.
         seconds: wall time of the steps, summed over resumed runs.
-        settings: guide, knobs, objective, steps, batch_size, lr, seed and learn_model: what must
-            agree for a run to be resumed.
+        settings: guide, knobs, objective, steps, batch_size, lr, seed, learn_model, and check sums
+            of data and model: what must agree for a run to be resumed.
     """
 
     guide: Guide
@@ -81,7 +82,7 @@ class Fit:
             self.guide.restore(files.subset(tensors, "guide"))
             if self.settings["learn_model"]:
                 self.guide.model.load_state_dict(files.subset(tensors, "model"))
-        except RuntimeError as error:
+        except (RuntimeError, BadInput) as error:
             raise BadCheckpoint(
                 str(path),
                 expected="parameters shaped as the guide's and model's",
@@ -138,8 +139,8 @@ def fit(
     """
     check_counts(steps=steps, batch_size=batch_size)
     stream(seed)
-    if not lr > 0:
-        raise BadInput("lr", expected="a positive number", got=repr(lr), fix="Try lr=3e-3.")
+    if not 0 < lr < math.inf:
+        raise BadInput("lr", expected="a positive, finite number", got=repr(lr), fix="Try lr=3e-3.")
     if guide.model is not model:
         raise Incompatible(
             "guide", expected="a guide of this model", got="another's", fix="Build Guide(model)."
@@ -153,7 +154,8 @@ def fit(
         "knobs": guide.knobs,
         "objective": type(chosen).__name__,
         "objective_knobs": chosen.knobs if chosen else {},
-        "data": "joint" if x is None else [list(t.shape) for t in parts(x)],
+        "data": "joint" if x is None else fingerprint(*parts(x)),
+        "model": fingerprint(*model.state_dict().values()) if isinstance(model, nn.Module) else "",
         "steps": steps,
         "batch_size": batch_size,
         "lr": lr,
@@ -169,8 +171,7 @@ def fit(
 
     def save() -> None:
         if path is not None:
-            state = [s for t in trainers for s in files.optimizer_state(t.name, t.optimizer)]
-            run._write(path, dict(state))
+            run._write(path, {n: v for t in trainers for n, v in t.state()})
 
     Loop(run, chosen, trainers, x, save).run(show=progress, title=title or type(guide).__name__)
     return run
@@ -205,6 +206,13 @@ def _check(
             got="None (draws from the joint)",
             fix="Pass x, or use an amortised guide such as FullCovarianceEncoder.",
         )
+    if objective is None and learn_model:
+        raise Incompatible(
+            f"{type(guide).__name__} with learn_model=True",
+            expected="an objective",
+            got="a guide without one",
+            fix="Pass objective=ELBO() and a guide with a density.",
+        )
     if objective is not None:
         objective.check(guide, joint=x is None, learn_model=learn_model)
         with torch.no_grad(), seeded(0):
@@ -230,7 +238,7 @@ def _resume(path: Path, run: Fit, trainers: list[Trainer]) -> None:
     run._fill(path, tensors)
     run.seconds = header["seconds"]
     for t in trainers:
-        files.restore_optimizer(t.name, t.optimizer, tensors)
+        t.restore(tensors)
 
 
 def _agree(path: Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:

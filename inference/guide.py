@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
+import pyro
 import torch
 from pyro import poutine
+from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
 from .errors import BadInput
-from .latents import MAX_ROWS, Latents, ModelLike, Values
+from .latents import MAX_ROWS, Latents, ModelLike, Site, Values
 from .module import LocalModule
 from .objective import Objective
 from .observation import Observation, parts, repeat
@@ -147,6 +150,22 @@ class Guide(LocalModule):
         names = lat.names
         flat = {n: torch.cat([p[n] for p in pieces]) for n in names}
         return Draws({n: v.reshape(chains, draws, b, *v.shape[2:]) for n, v in flat.items()})
+
+    def sample_sites(self, make: Callable[[Site], TorchDistribution]) -> Values:
+        """A sample statement for each latent site, inside the site's own plates.
+
+        Args:
+            make: the distribution of a site; batch and event as in the model.
+        """
+        plates: dict[str, Any] = {}
+        found = {}
+        for s in self.latents.sites:
+            with ExitStack() as stack:
+                for name, dim, size in s.plates:
+                    plates[name] = plates.get(name) or pyro.plate(name, size, dim=dim)
+                    stack.enter_context(plates[name])
+                found[s.name] = pyro.sample(s.name, make(s))
+        return found
 
     def trace(self, x: Observation) -> poutine.Trace:
         """Trace of one call.

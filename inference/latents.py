@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -40,7 +40,8 @@ class ModelLike(Protocol):
 class Site:
     """One latent site, as seen by one problem.
 
-    `shape` is the site's shape without the problem axis; `plates` are the plates inside "data".
+    `shape` is the site's shape without the problem axis, its last `event_dim` axes the event and
+    those before it the axes of `plates`, the plates inside "data" as (name, dim, size).
     """
 
     name: str
@@ -50,7 +51,8 @@ class Site:
     transform: Transform
     discrete: bool
     event_dim: int
-    plates: tuple[str, ...]
+    dtype: torch.dtype
+    plates: tuple[tuple[str, int, int], ...]
 
 
 class Latents:
@@ -77,10 +79,13 @@ class Latents:
             self.observed, self.slot, self.factors = _observed(first, self.like)
             nodes = _latent_nodes(first)
             self.plated = _inside_data(nodes)
-            self.sites = tuple(_site(n, node, plated=self.plated) for n, node in nodes.items())
             small = take(self.like, slice(0, 1)) if self.plated else self.like
-            for k in range(1, PROTOTYPES + 1):
+            one = _latent_nodes(_prototype(model, small, 1))
+            self.sites = tuple(_site(n, node, plated=self.plated) for n, node in one.items())
+            self._compare(nodes)
+            for k in range(2, PROTOTYPES + 1):
                 self._compare(_latent_nodes(_prototype(model, small, k)))
+        self.inner = len(self.sites[0].shape) - self.sites[0].event_dim
         sizes = [s.unconstrained_shape.numel() for s in self.sites]
         self.splits = dict(zip(self.names, sizes, strict=True))
         self.size = sum(sizes)
@@ -116,7 +121,12 @@ class Latents:
 
     def plate(self, x: Observation) -> AbstractContextManager[Any]:
         """The plate "data" where the model has it."""
-        return pyro.plate("data", self.problems(x)) if self.plated else nullcontext()
+        if not self.plated:
+            return nullcontext()
+        plate: AbstractContextManager[Any] = pyro.plate(
+            "data", self.problems(x), dim=-1 - self.inner
+        )
+        return plate
 
     def pack(self, z: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Latents (..., B, *shape) to the unconstrained vector u, with log |dz/du|.
@@ -183,7 +193,7 @@ class Latents:
                 got=f"pyro.factor sites {self.factors}",
                 fix="Only models without factors can be simulated; train on data instead.",
             )
-        with torch.no_grad(), poutine.block():
+        with torch.no_grad(), _isolated():
             trace = poutine.trace(poutine.uncondition(self.model)).get_trace(like)
         lift: Callable[[Tensor], Tensor] = (lambda v: v) if self.plated else (lambda v: v[None])
         z = {n: lift(trace.nodes[n]["value"]) for n in self.names}
@@ -208,7 +218,7 @@ class Latents:
         program = poutine.uncondition(self.model)
 
         def simulate(values: Values, like: Observation) -> Tensor:
-            with poutine.block():
+            with _isolated():
                 trace = poutine.trace(poutine.condition(program, data=values)).get_trace(like)
             value: Tensor = trace.nodes[self.observed]["value"]
             return value
@@ -233,7 +243,7 @@ class Latents:
         return z, stacked if isinstance(self.like, tuple) else stacked[0]
 
     def _score(self, z: Values, x: Observation) -> Tensor:
-        with poutine.block():  # a guide may score its model while it is being traced itself
+        with _isolated():
             trace = poutine.trace(poutine.condition(self.model, data=z)).get_trace(x)
         extra = [n for n in _latent_nodes(trace, observed=True) if n not in z]
         if set(extra) != {self.observed, *self.factors}:
@@ -251,12 +261,27 @@ class Latents:
             again = _site(s.name, nodes[s.name], plated=self.plated)
             if again.shape != s.shape:
                 raise _unstable(f"{s.name!r} of shape {tuple(s.shape)}, then {tuple(again.shape)}")
-            if not _same(s.transform, again.transform, s.unconstrained_shape):
+            if not _same(s, again, nodes[s.name]["value"]):
                 raise _unstable(f"a support of {s.name!r} that depends on other sites or problems")
 
 
+@contextmanager
+def _isolated() -> Iterator[None]:
+    """Room for a call of the model while a guide is being traced, inside the guide's plates.
+
+    `block` hides sites; the dims that plates have taken are hidden here.
+    """
+    allocator = pyro.poutine.runtime._DIM_ALLOCATOR
+    taken, allocator._stack = allocator._stack, []
+    try:
+        with poutine.block():
+            yield
+    finally:
+        allocator._stack = taken
+
+
 def _prototype(model: ModelLike, x: Observation, seed: int) -> poutine.Trace:
-    with seeded(seed), poutine.block():
+    with seeded(seed), _isolated():
         return poutine.trace(model).get_trace(x)
 
 
@@ -330,19 +355,21 @@ def _site(name: str, node: dict[str, Any], *, plated: bool) -> Site:
     return Site(
         name=name,
         shape=shape,
-        unconstrained_shape=torch.Size(transform.inverse_shape(shape)),
+        unconstrained_shape=torch.Size(transform.inverse_shape(value.shape)[int(plated) :]),
         support=fn.support,
         transform=transform,
         discrete=discrete,
         event_dim=fn.event_dim,
-        plates=tuple(f.name for f in frames if f.name != "data"),
+        dtype=value.dtype,
+        plates=tuple((f.name, f.dim, f.size) for f in frames if f.name != "data"),
     )
 
 
-def _same(a: Transform, b: Transform, shape: torch.Size) -> bool:
-    """Two transforms agree on a fixed test vector."""
-    u = torch.linspace(-1.0, 1.0, shape.numel()).reshape(1, *shape)
-    return torch.equal(a(u), b(u))
+def _same(a: Site, b: Site, value: Tensor) -> bool:
+    """The transforms of two prototypes of a site agree on a fixed test vector."""
+    shape = a.unconstrained_shape
+    u = torch.linspace(-1.0, 1.0, shape.numel(), device=value.device).reshape(1, *shape)
+    return bool((a.transform(u) == b.transform(u)).all())
 
 
 def _sum_right(t: Tensor, keep: int) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +12,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from .checkpoint import Tensors, optimizer_state, restore_optimizer
 from .errors import Diverged
 from .guide import Guide
 from .latents import Values
@@ -47,19 +48,32 @@ class Trainer:
     def update(self, loss: Tensor, rate: float) -> None:
         """One step down this player's loss at `rate` times the first learning rate."""
         gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
-        for parameter, gradient in zip(self.parameters, gradients, strict=True):
-            parameter.grad = gradient
         norm = nn.utils.get_total_norm([g for g in gradients if g is not None])
-        if not torch.isfinite(norm):
+        if not torch.isfinite(norm + loss.detach()):
             raise Diverged(
                 f"gradient of player {self.name!r}",
                 expected="finite numbers",
                 got=f"norm {norm.item()} at loss {loss.item():.4g}",
                 fix="Lower lr, or look for latents or observations far outside the model's range.",
             )
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient
         self.optimizer.param_groups[0]["lr"] = self.lr * rate
         self.optimizer.step()
         self.optimizer.zero_grad()
+
+    def state(self) -> Iterator[tuple[str, Tensor]]:
+        """Parameters and optimiser by name, for a checkpoint."""
+        for k, parameter in enumerate(self.parameters):
+            yield f"player/{self.name}/{k}", parameter
+        yield from optimizer_state(self.name, self.optimizer)
+
+    def restore(self, tensors: Tensors) -> None:
+        """Undo :meth:`state`."""
+        with torch.no_grad():
+            for k, parameter in enumerate(self.parameters):
+                parameter.copy_(tensors[f"player/{self.name}/{k}"])
+        restore_optimizer(self.name, self.optimizer, tensors)
 
 
 class Batches:
@@ -126,7 +140,7 @@ class Loop:
         self.losses = {t.name: torch.full((self.steps,), math.nan) for t in trainers}
         for name, old in fit.losses.items():
             self.losses[name][: len(old)] = torch.from_numpy(old)
-        self.done = fit.steps
+        self.done, self.midway = fit.steps, False
 
     def run(self, *, show: bool, title: str) -> None:
         """All remaining steps, with a bar and a checkpoint every ten seconds."""
@@ -153,7 +167,8 @@ class Loop:
                         saved = time.perf_counter()
                 self.look()
             except KeyboardInterrupt:
-                keep()
+                if not self.midway:  # half a step would be taken twice
+                    keep()
                 raise
         keep()
 
@@ -166,10 +181,11 @@ class Loop:
         for trainer in self.trainers:
             for _ in range(trainer.steps):
                 loss = self.objective(model, guide, *self.batches(k))[trainer.name]
+                self.midway = True
                 trainer.update(loss, rate)
                 k += 1
             self.losses[trainer.name][step] = loss.detach()
-        self.done = step + 1
+        self.done, self.midway = step + 1, False
 
     def look(self) -> str:
         """Mean losses of the latest steps, for the bar.

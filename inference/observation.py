@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 
 import torch
@@ -9,7 +10,16 @@ from torch import Tensor
 
 from .errors import BadInput
 
-__all__ = ["Observation", "check_observation", "flatten", "parts", "repeat", "size", "take"]
+__all__ = [
+    "Observation",
+    "check_observation",
+    "fingerprint",
+    "flatten",
+    "parts",
+    "repeat",
+    "size",
+    "take",
+]
 
 Observation = Tensor | tuple[Tensor, ...]
 
@@ -26,6 +36,15 @@ def _like(x: Observation, tensors: Sequence[Tensor]) -> Observation:
 def size(x: Observation) -> int:
     """Rows along the first axis."""
     return parts(x)[0].shape[0]
+
+
+def fingerprint(*tensors: Tensor) -> str:
+    """Check sum of shapes and values."""
+    total = 0
+    for t in tensors:
+        total = zlib.crc32(repr(tuple(t.shape)).encode(), total)
+        total = zlib.crc32(t.detach().cpu().contiguous().numpy().tobytes(), total)
+    return f"{total:08x}"
 
 
 def take(x: Observation, index: Tensor | slice) -> Observation:
@@ -52,20 +71,31 @@ def check_observation(x: Observation, like: Observation, *, free_rows: bool = Tr
         free_rows: the number of rows may differ (it may not where the data set is one problem).
     """
     given, wanted = parts(x), parts(like)
-    if len(given) != len(wanted) or not all(isinstance(t, Tensor) for t in given):
+    if (
+        isinstance(x, tuple) is not isinstance(like, tuple)
+        or len(given) != len(wanted)
+        or not all(isinstance(t, Tensor) for t in given)
+    ):
         raise BadInput(
             "x",
-            expected="a tensor" if len(wanted) == 1 else f"a tuple of {len(wanted)} tensors",
-            got=type(x).__name__ if len(given) == 1 else f"a tuple of {len(given)}",
+            expected=f"a tuple of {len(wanted)} tensors" if isinstance(like, tuple) else "a tensor",
+            got=_kinds(x),
             fix="Convert arrays with torch.as_tensor(x, dtype=torch.float32).",
         )
     for k, (t, w) in enumerate(zip(given, wanted, strict=True)):
         _check_tensor("x" if len(wanted) == 1 else f"x[{k}]", t, w, free_rows=free_rows)
-    if len({len(t) for t in given}) > 1:
+    if free_rows and len({len(t) for t in given}) > 1:
         rows = ", ".join(str(len(t)) for t in given)
         raise BadInput(
             "x", expected="tensors of equal length", got=f"lengths {rows}", fix="Align them."
         )
+
+
+def _kinds(x: object) -> str:
+    """What x is, or what its entries are."""
+    if not isinstance(x, tuple):
+        return type(x).__name__
+    return "a tuple of " + ", ".join(f"x[{k}]: {type(t).__name__}" for k, t in enumerate(x))
 
 
 def _check_tensor(name: str, t: Tensor, like: Tensor, *, free_rows: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pyro
@@ -13,7 +12,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 from .guide import Draws, Guide, check_counts
-from .latents import Latents, ModelLike, Values
+from .latents import ModelLike, Site, Values
 from .observation import Observation
 from .seeds import seeded
 
@@ -38,22 +37,24 @@ class PackedGuide(Guide):
     def forward(self, x: Observation) -> Values:
         """Sample the latent sites inside the plate "data"; returns them by name."""
         lat = self.latents
+        base = self.distribution(x)
         with lat.plate(x):
-            q = _ForPyro(self.distribution(x), 0 if lat.plated else 1)
-            u = pyro.sample("_packed", q, infer={"is_auxiliary": True})
+            q = _ForPyro(base, inner=lat.inner, whole=not lat.plated)
+            u = q.squeeze(pyro.sample("_packed", q, infer={"is_auxiliary": True}))
             z, jacobians = lat.unpack(u)
-            keep = (lambda t: t) if lat.plated else _drop_problem_axis(lat)
-            return {
-                s.name: pyro.sample(
-                    s.name,
-                    dist.Delta(
-                        keep(z[s.name]),
-                        -keep(jacobians[s.name]),
-                        event_dim=len(s.shape),
-                    ),
-                )
-                for s in lat.sites
-            }
+
+            def image(s: Site) -> dist.Delta:
+                value, log_jacobian = z[s.name], jacobians[s.name]
+                if not lat.plated:
+                    value, log_jacobian = value.squeeze(0), log_jacobian.squeeze(0)
+                # the Jacobian belongs to the problem: share it out over the axes of inner plates
+                batch = value.shape[: value.dim() - s.event_dim]
+                shares = batch[log_jacobian.dim() :]
+                each = log_jacobian / shares.numel()
+                each = each.reshape(log_jacobian.shape + torch.Size([1] * len(shares)))
+                return dist.Delta(value, -each.expand(batch), event_dim=s.event_dim)
+
+            return self.sample_sites(image)
 
     def log_prob(self, z: Values, x: Observation) -> Tensor:
         """log q(z given x) of latents (..., B, *shape): shape (..., B), in nats."""
@@ -81,25 +82,24 @@ class PackedGuide(Guide):
         return Draws(z, {"log_q": log_q})
 
 
-def _drop_problem_axis(lat: Latents) -> Callable[[Tensor], Tensor]:
-    """Where the data set is one problem, Pyro's sites have no axis for it."""
-
-    def drop(t: Tensor) -> Tensor:
-        return t.squeeze(0)
-
-    return drop
-
-
 class _ForPyro(TorchDistribution):  # type: ignore[misc]
-    """Any torch distribution, zuko's included, as a Pyro distribution."""
+    """Any torch distribution over (B, D), zuko's included, as a Pyro distribution.
+
+    Args:
+        base: batch (..., B), event (D,).
+        inner: axes of size one to stand to the right of B, for the model's inner plates.
+        whole: B is one problem without a plate: its axis belongs to the event.
+    """
 
     arg_constraints: dict[str, constraints.Constraint] = {}
 
-    def __init__(self, base: Distribution, event_axes: int = 0) -> None:
-        self.base, self.event_axes = base, event_axes
-        shape = base.batch_shape + base.event_shape
-        cut = len(base.batch_shape) - event_axes
-        super().__init__(shape[:cut], shape[cut:], validate_args=False)
+    def __init__(self, base: Distribution, *, inner: int, whole: bool) -> None:
+        self.base, self.inner, self.whole = base, 0 if whole else inner, whole
+        batch, event = base.batch_shape, base.event_shape
+        if whole:
+            batch, event = batch[:-1], batch[-1:] + event
+        ones = torch.Size([1] * self.inner)
+        super().__init__(batch + ones, event, validate_args=False)
 
     @property
     def has_rsample(self) -> bool:
@@ -113,20 +113,30 @@ class _ForPyro(TorchDistribution):  # type: ignore[misc]
 
     def expand(self, batch_shape: torch.Size, _instance: None = None) -> _ForPyro:
         """The same distribution for more batch dims."""
-        own = self.base.batch_shape[len(self.base.batch_shape) - self.event_axes :]
-        return _ForPyro(self.base.expand(torch.Size(batch_shape) + own), self.event_axes)
+        batch = torch.Size(batch_shape)
+        if batch == self.batch_shape:
+            return self
+        batch = batch[: len(batch) - self.inner] + (
+            self.base.batch_shape[-1:] if self.whole else ()
+        )
+        return _ForPyro(self.base.expand(torch.Size(batch)), inner=self.inner, whole=self.whole)
+
+    def squeeze(self, value: Tensor) -> Tensor:
+        """Take the inner axes out again: (..., B, 1, ..., D) to (..., B, D)."""
+        return value.reshape(*value.shape[: value.dim() - 1 - self.inner], value.shape[-1])
+
+    def _pad(self, value: Tensor) -> Tensor:
+        return value.reshape(*value.shape[:-1], *[1] * self.inner, value.shape[-1])
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         """Draws with gradients."""
-        value: Tensor = self.base.rsample(sample_shape)
-        return value
+        return self._pad(self.base.rsample(sample_shape))
 
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         """Draws without gradients."""
-        value: Tensor = self.base.sample(sample_shape)
-        return value
+        return self._pad(self.base.sample(sample_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log-density, summed over the axes declared as event."""
-        score: Tensor = self.base.log_prob(value)
-        return score.sum(list(range(-self.event_axes, 0))) if self.event_axes else score
+        """Log-density, batch-shaped."""
+        score: Tensor = self.base.log_prob(self.squeeze(value))
+        return score.sum(-1) if self.whole else score.reshape(*score.shape, *[1] * self.inner)

@@ -37,7 +37,7 @@ def test_digits():
     assert found.train.max() == 1
     labels = torch.cat([found.train_labels, found.validation_labels])
     assert labels.dtype == torch.int64
-    # every row is there once with its own label: the split is disjoint and nothing is shuffled apart
+    # every row is there once, with its own label: the split is disjoint
     rows = torch.cat([found.train, found.validation])
     mine = sorted((*(16 * r).tolist(), y) for r, y in zip(rows, labels.tolist(), strict=True))
     raw = load_digits()
@@ -242,7 +242,7 @@ def test_corrupt_idx(kind, tmp_path, monkeypatch):
     write_idx(tmp_path, np.random.default_rng(0))
     (tmp_path / "train-labels-idx1-ubyte.gz").write_bytes(corrupt(kind))
     monkeypatch.setenv("NEUROGUIDE_DATA", str(tmp_path))
-    with pytest.raises(BadInput, match="train-labels-idx1-ubyte.gz"):
+    with pytest.raises(BadInput, match=r"train-labels-idx1-ubyte\.gz"):
         data.mnist()
 
 
@@ -259,5 +259,5 @@ def test_corrupt_cifar10(kind, tmp_path, monkeypatch):
         whole = path.read_bytes()
         path.write_bytes(whole[: len(whole) // 2] if kind == "cut" else b"<html>404</html>")
     monkeypatch.setenv("NEUROGUIDE_DATA", str(tmp_path))
-    with pytest.raises(BadInput, match="cifar-10-binary.tar.gz"):
+    with pytest.raises(BadInput, match=r"cifar-10-binary\.tar\.gz"):
         data.cifar10()

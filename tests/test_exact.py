@@ -188,7 +188,7 @@ def many(x):
 
 
 def test_enumerated_refuses():
-    with pytest.raises(Incompatible, match="'z'.*use Quadrature"):
+    with pytest.raises(Incompatible, match=r"'z'.*use Quadrature"):
         zoo.Enumerated(zoo.FactorAnalysis(4, 2))
     with pytest.raises(Incompatible, match="bound=20"):
         zoo.Enumerated(from_pyro(counts, f64(1.0)))
@@ -534,7 +534,7 @@ def test_stored_draws_refuse(stored):
         reader.draw(x, draws=1001, chains=2, seed=0)
     other = x.clone()
     other[1, 0] += 1e-4
-    with pytest.raises(BadInput, match="some of the 3 observations.*problem 1"):
+    with pytest.raises(BadInput, match=r"some of the 3 observations.*problem 1"):
         reader.draw(other, draws=1, chains=1, seed=0)
 
 
@@ -611,7 +611,7 @@ def test_stored_draws_missing_or_corrupt(model, stored, tmp_path):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(BadCheckpoint, match="Check the path"):
             zoo.StoredDraws(model, tmp_path / name)
-    with pytest.raises(BadCheckpoint, match="missing.nc"):
+    with pytest.raises(BadCheckpoint, match=r"missing\.nc"):
         zoo.StoredDraws(model, tmp_path / "missing.nc")
 
 

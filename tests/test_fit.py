@@ -11,6 +11,7 @@ import sys
 import time
 
 import numpy as np
+import pyro
 import pytest
 import torch
 from torch import nn
@@ -28,6 +29,7 @@ from inference import (
     ForwardKL,
     FullCovarianceEncoder,
     Guide,
+    Implicit,
     Incompatible,
     MeanFieldEncoder,
     Objective,
@@ -419,6 +421,10 @@ class DotGuide(Guide):
         super().__init__(model)
         self.value = nn.Parameter(torch.tensor(value))
 
+    def forward(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", Implicit(self.value.expand(len(x), 3), event_dim=1))
+
 
 class Duel(Objective):
     """Guide g descends g c; critic c descends c (g - 9) and would take g down with it, and up."""
@@ -479,7 +485,7 @@ def test_an_interrupted_duel_ends_like_an_unbroken_one(model, tmp_path, breaks_a
     objective = Duel(breaks_at=breaks_at)
     with pytest.raises(KeyboardInterrupt):
         short(model, DotGuide(model), objective=objective, steps=6, checkpoint=path)
-    resumed = short(model, DotGuide(model, 7.0), objective=Duel(), steps=6, checkpoint=path)
+    resumed = short(model, DotGuide(model), objective=Duel(), steps=6, checkpoint=path)
     assert same(whole, resumed)
 
 
@@ -522,7 +528,7 @@ def test_batches_of_all_sizes(model):
 BAD = [
     *(("steps", v, "an integer >= 1") for v in (0, -3, 2.5, True, "9")),
     *(("batch_size", v, "an integer >= 1") for v in (0, -1, 8.0)),
-    *(("lr", v, "a positive number") for v in (0.0, -1e-3, math.nan, math.inf)),
+    *(("lr", v, "a positive, finite number") for v in (0.0, -1e-3, math.nan, math.inf)),
     *(("seed", v, "an integer >= 0") for v in (-1, 0.5, True, "0", None)),
 ]
 

@@ -111,7 +111,7 @@ def test_sites_of_each_kind():
     lat = latents_of("inner plate")[0]
     assert {s.name: (tuple(s.shape), s.plates) for s in lat.sites} == {
         "s": ((1,), ()),
-        "z": ((2,), ("pixel",)),
+        "z": ((2,), (("pixel", -1, 2),)),
     }
     lat, x, _ = latents_of("one problem")
     assert not lat.plated

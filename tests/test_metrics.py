@@ -13,6 +13,7 @@ import xarray
 from arviz_base import from_dict
 from conftest import within
 from scipy.special import logsumexp
+from threadpoolctl import threadpool_limits
 from torch.distributions import MultivariateNormal
 
 import diagnostics
@@ -25,6 +26,13 @@ from inference.errors import BadInput, NoExactPosterior
 
 K = 5.0  # standard errors
 TWO_SAMPLE = ("mean_error", "sd_ratio", "correlation_error", "sliced_wasserstein", "c2st")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """OpenMP threads that wait for a busy core make these small problems a hundred times slower."""
+    with threadpool_limits(1):
+        yield
 
 
 class Planted(inference.PackedGuide):
@@ -108,7 +116,7 @@ def hand_made(z, log_weight=None, evidence=None, *, independent=True):
 
 @pytest.fixture(scope="module")
 def bimodal():
-    """Two unit modes at +-3 on one of five axes: exact, floor, one mode, moment-matched Gaussian."""
+    """Two unit modes at +-3 on one of five axes, one of them alone, and a matched Gaussian."""
     rng, shape = np.random.default_rng(0), (1, 4, 250, 5)
 
     def log_p(z):
@@ -175,7 +183,7 @@ def test_every_metric_is_tested():
 
 
 def values(found, metric):
-    return {g: float(v) for g, v in zip(found.guide.values, found.value.sel(metric=metric)[:, 0])}
+    return found.value.sel(metric=metric, problem=0).to_series().to_dict()
 
 
 def test_sizes_of_planted_errors(table):
@@ -354,7 +362,7 @@ def test_standard_error_of_the_sliced_distance():
 
 
 def test_standard_error_of_c2st_at_the_null():
-    rng, shape = np.random.default_rng(7), (12, 1, 200, 2)
+    rng, shape = np.random.default_rng(7), (2, 1, 200, 2)
     found = METRICS["c2st"].compute(*(hand_made(rng.normal(size=shape)) for _ in range(2)))
     np.testing.assert_allclose(found.se, 0.5 / math.sqrt(400), rtol=0.05)
     within(found.value, 0.5, found.se)

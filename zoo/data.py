@@ -10,7 +10,9 @@ from __future__ import annotations
 import gzip
 import os
 import tarfile
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -160,12 +162,11 @@ def fashion_mnist() -> Data:
 def cifar10() -> Data:
     """CIFAR-10, binary version: 50,000 and 10,000 colour pictures of 32 x 32 x 3 in [0, 1]."""
     path = _file("cifar10", _CIFAR, "cifar-10-binary.tar.gz", _MD5["cifar10"][0])
-    with tarfile.open(path) as tar:
+    with _intact(path, "a CIFAR-10 archive, binary version"), tarfile.open(path) as tar:
         names = sorted(m.name for m in tar.getmembers() if m.name.endswith(".bin"))
         rows = {n: np.frombuffer(_member(tar, n), np.uint8).reshape(-1, 3073) for n in names}
-    split = [
-        np.concatenate([r for n, r in rows.items() if kind in n]) for kind in ("data_", "test")
-    ]
+        parts = [[r for n, r in rows.items() if kind in n] for kind in ("data_batch", "test_batch")]
+        split = [np.concatenate(part) for part in parts]
     xs = [s[:, 1:].reshape(-1, 3, 1024).transpose(0, 2, 1).reshape(-1, 3072) for s in split]
     ys = [torch.as_tensor(s[:, 0].astype(np.int64)) for s in split]
     return Data("cifar10", _unit(xs[0]), _unit(xs[1]), (32, 32, 3), (0.0, 1.0), *ys)
@@ -195,12 +196,27 @@ def _idx(name: str, base: str) -> Data:
 
 def _read_idx(path: Path) -> Any:
     """An IDX file: two zero bytes, type 8 (unsigned byte), number of dims, sizes, data."""
-    raw = gzip.decompress(path.read_bytes())
-    if raw[:3] != b"\0\0\x08":
-        raise BadInput(str(path), expected="an IDX file", got=repr(raw[:4]), fix="Fetch it again.")
-    dims = raw[3]
-    shape = np.frombuffer(raw, ">u4", dims, 4).astype(int)
-    return np.frombuffer(raw, np.uint8, -1, 4 + 4 * dims).reshape(shape)
+    with _intact(path, "an IDX file of bytes, gzipped"):
+        raw = gzip.decompress(path.read_bytes())
+        if raw[:3] != b"\0\0\x08":
+            raise ValueError(f"it starts with {raw[:4]!r}")
+        dims = raw[3]
+        shape = np.frombuffer(raw, ">u4", dims, 4).astype(int)
+        return np.frombuffer(raw, np.uint8, -1, 4 + 4 * dims).reshape(shape)
+
+
+@contextmanager
+def _intact(path: Path, what: str) -> Iterator[None]:
+    """Whatever goes wrong while a file is read becomes one clear error."""
+    try:
+        yield
+    except (OSError, EOFError, ValueError, IndexError, zlib.error, tarfile.TarError) as error:
+        raise BadInput(
+            str(path),
+            expected=what,
+            got=f"{type(error).__name__}: {error}",
+            fix="The file is cut short or is another one; delete it and fetch it again.",
+        ) from error
 
 
 def _file(name: str, base: str, filename: str, md5: str) -> Path:

@@ -74,7 +74,9 @@ class Enumerated(Guide):
         table = torch.cartesian_prod(*choices).reshape(count, -1).to(where)
         sizes = [s.shape.numel() for s in sites]
         for s, piece in zip(sites, table.split(sizes, -1), strict=True):
-            self.register_buffer(f"states_{s.name}", piece.reshape(count, *s.shape), False)
+            self.register_buffer(
+                f"states_{s.name}", piece.reshape(count, *s.shape).to(s.dtype), False
+            )
         cut = [s for s in sites if not _bounded(s)]
         at_edge = [self._states(s.name).reshape(count, -1).eq(float(bound or 0)) for s in cut]
         edge = (
@@ -115,18 +117,14 @@ class Enumerated(Guide):
         """Sample a joint state, then give each site its part."""
         lat = self.latents
         logits = self.logits(x).T
+        logits = logits.reshape(-1, *[1] * lat.inner, logits.shape[-1]) if lat.plated else logits[0]
         with lat.plate(x):
-            pick = pyro.sample(
-                "_state",
-                dist.Categorical(logits=logits if lat.plated else logits[0]),
-                infer={"is_auxiliary": True},
+            state = dist.Categorical(logits=logits)
+            pick = pyro.sample("_state", state, infer={"is_auxiliary": True})
+            pick = pick.reshape(pick.shape[: pick.dim() - lat.inner]) if lat.plated else pick
+            return self.sample_sites(
+                lambda s: dist.Delta(self._states(s.name)[pick], event_dim=s.event_dim)
             )
-            return {
-                s.name: pyro.sample(
-                    s.name, dist.Delta(self._states(s.name)[pick], event_dim=len(s.shape))
-                )
-                for s in lat.sites
-            }
 
     def draw(
         self, x: Observation, *, draws: int, chains: int, seed: int, progress: bool = False

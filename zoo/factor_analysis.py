@@ -129,8 +129,8 @@ class FactorAnalysisPosterior(ClosedForm):
     """
 
     def precision(self) -> Tensor:
-        """L, (D, D)."""
-        scaled = self.model.loadings / self.model.noise[..., None]
+        """L, (D, D), in float64."""
+        scaled = self.model.loadings.double() / self.model.noise.double()[..., None]
         eye = torch.eye(scaled.shape[1], dtype=scaled.dtype, device=scaled.device)
         precision: Tensor = eye + scaled.T @ scaled
         return precision
@@ -140,10 +140,11 @@ class FactorAnalysisPosterior(ClosedForm):
         assert isinstance(x, Tensor)
         m = self.model
         drive = (x - m.mean) / m.noise.square() @ m.loadings
+        # float64: with little noise or more latents than pixels L is ill-conditioned
         factor = torch.linalg.cholesky(self.precision())
-        loc = torch.cholesky_solve(drive.T, factor).T
-        # L = C C' gives L^-1 = C'^-1 C^-1: its Cholesky factor, by way of one small inverse
-        tril = torch.linalg.cholesky(torch.cholesky_inverse(factor))
+        loc = torch.cholesky_solve(drive.double().T, factor).T.to(drive.dtype)
+        covariance = torch.cholesky_inverse(factor)
+        tril = torch.linalg.cholesky(covariance).to(drive.dtype)
         return MultivariateNormal(loc, scale_tril=tril, validate_args=False)
 
     def log_evidence(self, x: Observation) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -83,6 +84,10 @@ class Model(LocalModule):
         """
         raise NotImplementedError
 
+    def source(self) -> str:
+        """Source text of the generative process."""
+        return inspect.getsource(type(self))
+
     def simulate(self, n: int, *, seed: int) -> tuple[Values, Observation]:
         """Latents and observations of n problems from the joint.
 
@@ -126,10 +131,11 @@ class _PyroModel(Model):
         dims: Mapping[str, Sequence[str]],
     ) -> None:
         super().__init__()
-        self.__dict__["program"] = program
         if isinstance(program, nn.Module):
             localise(program)
             nn.Module.add_module(self, "program", program)  # keeps the program's own Pyro context
+        else:
+            self.__dict__["program"] = program
         for k, t in enumerate(parts(x)):
             self.register_buffer(f"x_{k}", t, persistent=False)
         self.tuple_of = len(x) if isinstance(x, tuple) else 0
@@ -138,12 +144,21 @@ class _PyroModel(Model):
 
     def forward(self, x: Observation | None = None) -> Any:
         """The user's program, called with the tensors of x."""
-        return self.__dict__["program"](*parts(self.observations() if x is None else x))
+        return self.program(*parts(self.observations() if x is None else x))
 
     def observations(self) -> Observation:
         """The example given to `from_pyro`."""
         tensors = tuple(getattr(self, f"x_{k}") for k in range(self.tuple_of or 1))
         return tensors if self.tuple_of else tensors[0]
+
+    def source(self) -> str:
+        """Source of the user's program, or its byte code where there is no file."""
+        program = type(self.program) if isinstance(self.program, nn.Module) else self.program
+        try:
+            return inspect.getsource(program)
+        except (OSError, TypeError):
+            code = getattr(program, "__code__", None)
+            return repr((code.co_code, code.co_consts)) if code else repr(program)
 
     def exact(self) -> Guide:
         """The user's exact posterior, where one was given."""

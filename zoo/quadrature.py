@@ -198,21 +198,34 @@ class _GridPosterior(Distribution):
         }
 
 
+def _reach(f: Tensor, axis: int) -> Tensor:
+    """For each grid point, how high f may go in the two cells beside it along an axis."""
+    n = f.shape[axis]
+    rise = f.diff(dim=axis).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+    ends = torch.maximum(f.narrow(axis, 0, n - 1), f.narrow(axis, 1, n - 1))
+    inner = f.narrow(axis, 1, n - 2)
+    endless = torch.full_like(f.narrow(axis, 0, 1), torch.inf)
+    from_left = torch.cat([endless, inner + rise.narrow(axis, 0, n - 2)], axis)
+    from_right = torch.cat([inner - rise.narrow(axis, 1, n - 2), endless], axis)
+    cell = torch.maximum(ends, torch.minimum(from_left, from_right))
+    beside = torch.cat([-endless, cell], axis), torch.cat([cell, -endless], axis)
+    return torch.maximum(*beside)
+
+
 def _zoom(grid: _GridPosterior) -> tuple[Tensor, Tensor]:
     """The next box: around every cell that could reach within DROP nats of the peak.
 
-    A cell may hide a peak between grid points; how far the density can rise inside it is judged by
-    how much it changes towards its neighbours.
+    How far the density can rise between two grid points is judged from the lines through the two
+    points on their left and the two on their right: a log density that is concave there stays below
+    both.
     """
     b, d = grid.low.shape
-    f = grid.log_density.T.reshape(b, *[grid.n] * d).nan_to_num(nan=-torch.inf)
-    rise = torch.zeros_like(f)
+    n = grid.n
+    f = grid.log_density.T.reshape(b, *[n] * d).nan_to_num(nan=-torch.inf)
+    bound = f
     for axis in range(1, d + 1):
-        change = f.diff(dim=axis).abs().nan_to_num(nan=0.0, posinf=0.0)
-        zero = torch.zeros_like(f.narrow(axis, 0, 1))
-        both = torch.cat([zero, change], axis), torch.cat([change, zero], axis)
-        rise = torch.maximum(rise, torch.maximum(*both))
-    keep = f + rise > f.amax(list(range(1, d + 1)), keepdim=True) - DROP
+        bound = torch.maximum(bound, _reach(f, axis))
+    keep = bound > f.amax(list(range(1, d + 1)), keepdim=True) - DROP
     low, high = [], []
     for axis in range(d):
         others = [a for a in range(1, d + 1) if a != axis + 1]

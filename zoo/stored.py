@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import pyro
 import torch
 from torch import Tensor
 
@@ -29,8 +27,11 @@ MAX_RHAT = 1.01  # the standard of public reference posteriors
 
 
 def source_hash(model: Model) -> str:
-    """SHA-256 of the source of the model's class: changes when the model does."""
-    return hashlib.sha256(inspect.getsource(type(model)).encode()).hexdigest()
+    """SHA-256 of the model's source and parameters: changes when the model does."""
+    digest = hashlib.sha256(model.source().encode())
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode() + value.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 class StoredDraws(Guide):
@@ -116,17 +117,9 @@ class StoredDraws(Guide):
         rows, lat = self._rows(x), self.latents
         pick = torch.randint(len(self._pool(lat.names[0])), rows.shape)
         with lat.plate(x):
-            return {
-                s.name: pyro.sample(
-                    s.name,
-                    Implicit(
-                        v if lat.plated else v[0],
-                        event_dim=len(s.shape),
-                    ),
-                )
-                for s in lat.sites
-                for v in [self._pool(s.name)[pick, rows]]
-            }
+            drawn = {n: self._pool(n)[pick, rows] for n in lat.names}
+            drawn = drawn if lat.plated else {n: v[0] for n, v in drawn.items()}
+            return self.sample_sites(lambda s: Implicit(drawn[s.name], event_dim=s.event_dim))
 
     @staticmethod
     def write(

@@ -65,6 +65,7 @@ class Encoder(nn.Module):
         for layer in (self.linear, self.deep[-1]):
             for parameter in layer.parameters():
                 nn.init.zeros_(parameter)
+        self.to(features.dtype)
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, F) to (B, outputs)."""

@@ -58,6 +58,7 @@ class Flow(PackedGuide):
         sizes = {"transforms": transforms, "bins": bins, "hidden_features": hidden}
         with seeded(seed):
             self.flow = _spline_flow()(d, features, **sizes, **couple)
+        self.flow.to(self.encoder.x_loc.dtype)
 
     def distribution(self, x: Observation) -> Distribution:
         """Transformed spline flow: batch (B,), event (D,)."""

@@ -67,16 +67,8 @@ class NUTS(Guide):
         lat, values = self.latents, kept[1].values
         pick = int(torch.randint(500, ()))
         with lat.plate(x):
-            return {
-                s.name: pyro.sample(
-                    s.name,
-                    Implicit(
-                        values[s.name][0, pick] if lat.plated else values[s.name][0, pick, 0],
-                        event_dim=len(s.shape),
-                    ),
-                )
-                for s in lat.sites
-            }
+            chosen = {n: v[0, pick] if lat.plated else v[0, pick, 0] for n, v in values.items()}
+            return self.sample_sites(lambda s: Implicit(chosen[s.name], event_dim=s.event_dim))
 
     def _chain(self, x: Observation, draws: int, seed: int, *, progress: bool) -> Values:
         total = self.warmup + draws
