@@ -95,7 +95,8 @@ def _kinds(x: object) -> str:
     """What x is, or what its entries are."""
     if not isinstance(x, tuple):
         return type(x).__name__
-    return "a tuple of " + ", ".join(f"x[{k}]: {type(t).__name__}" for k, t in enumerate(x))
+    kinds = ", ".join(f"x[{k}]: {type(t).__name__}" for k, t in enumerate(x))
+    return f"a tuple of {len(x)} ({kinds})"
 
 
 def _check_tensor(name: str, t: Tensor, like: Tensor, *, free_rows: bool) -> None:

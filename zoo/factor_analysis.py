@@ -141,18 +141,23 @@ class FactorAnalysisPosterior(ClosedForm):
         m = self.model
         drive = (x - m.mean) / m.noise.square() @ m.loadings
         # float64: with little noise or more latents than pixels L is ill-conditioned
-        factor = torch.linalg.cholesky(self.precision())
+        precision, origin = self.precision(), drive.new_zeros(drive.shape[1]).double()
+        factor = torch.linalg.cholesky(precision)
         loc = torch.cholesky_solve(drive.double().T, factor).T.to(drive.dtype)
-        covariance = torch.cholesky_inverse(factor)
-        tril = torch.linalg.cholesky(covariance).to(drive.dtype)
+        tril = MultivariateNormal(
+            origin, precision_matrix=precision, validate_args=False
+        ).scale_tril
+        tril = tril.to(drive.dtype)
         return MultivariateNormal(loc, scale_tril=tril, validate_args=False)
 
     def log_evidence(self, x: Observation) -> Tensor:
         """log Normal(x; mu, W W' + Psi), (B,)."""
+        assert isinstance(x, Tensor)
         m = self.model
-        variance = m.noise.square().expand(m.mean.shape)
-        marginal = LowRankMultivariateNormal(m.mean, m.loadings, variance, validate_args=False)
-        evidence: Tensor = marginal.log_prob(x)
+        variance = m.noise.double().square().expand(m.mean.shape)
+        wide = (m.mean.double(), m.loadings.double(), variance)  # float64 as in `distribution`
+        marginal = LowRankMultivariateNormal(*wide, validate_args=False)
+        evidence: Tensor = marginal.log_prob(x.double()).to(x.dtype)
         return evidence
 
     def mean_field_gap(self) -> Tensor:
