@@ -122,7 +122,7 @@ def fit(
     steps: Steps = 2500,
     model_steps: ModelSteps = 2000,
     batch_size: Batch = 256,
-    lr: Rate = 3e-3,
+    lr: Rate = 5e-3,
     problems: Annotated[
         int, typer.Option(help="Held-out observations, for guides that are fitted to each problem.")
     ] = 10,
@@ -162,7 +162,7 @@ def compare(
     steps: Steps = 2500,
     model_steps: ModelSteps = 2000,
     batch_size: Batch = 256,
-    lr: Rate = 3e-3,
+    lr: Rate = 5e-3,
     seed: Seed = 0,
     device: Device = "auto",
     out_dir: Out = None,

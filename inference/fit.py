@@ -99,7 +99,7 @@ def fit(
     objective: Objective | None = None,
     steps: int = 2000,
     batch_size: int = 256,
-    lr: float = 3e-3,
+    lr: float = 5e-3,
     seed: int = 0,
     learn_model: bool = False,
     device: str = "auto",
@@ -140,7 +140,7 @@ def fit(
     check_counts(steps=steps, batch_size=batch_size)
     stream(seed)
     if not 0 < lr < math.inf:
-        raise BadInput("lr", expected="a positive, finite number", got=repr(lr), fix="Try lr=3e-3.")
+        raise BadInput("lr", expected="a positive, finite number", got=repr(lr), fix="Try lr=5e-3.")
     if guide.model is not model:
         raise Incompatible(
             "guide", expected="a guide of this model", got="another's", fix="Build Guide(model)."

@@ -60,8 +60,9 @@ def test_tables_are_those_of_the_code():
 
 
 @pytest.mark.slow
-def test_python_examples_run_verbatim(capsys):
+def test_python_examples_run_verbatim(capsys, tmp_path, monkeypatch):
     """All of them in one namespace, top to bottom. About 60 s."""
+    monkeypatch.chdir(tmp_path)  # one of them writes a file
     examples = re.findall(r"```python\n(.*?)```", README, re.S)
     assert len(examples) >= 2
     namespace = {}
