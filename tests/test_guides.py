@@ -15,6 +15,7 @@ from pyro.infer import Predictive, Trace_ELBO
 import inference
 import zoo
 from inference import GUIDES, BadInput, Guide, HasDensity, NoDensity
+from inference.guides.encoder import positive
 from inference.observation import parts
 from inference.seeds import seeded
 
@@ -369,3 +370,19 @@ def test_auto_multivariate_normal_is_pyros_for_each_problem(kind):
         z = {n: v.expand(lat.problems(x), *v.shape[1:]) for n, v in z.items()}
         log_q = guide.log_prob(z, x)[i]
         torch.testing.assert_close(log_q, trace.log_prob_sum(), rtol=1e-8, atol=1e-8)
+
+
+def test_full_covariance_factor_is_marginal_sds_times_correlations(model):
+    """Rows of the correlation factor have norm one: large outputs cannot make it singular."""
+    guide = inference.FullCovarianceEncoder(model)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in guide.parameters():
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+        x = model.observations()[:20]
+        outputs = guide.encoder(x)
+        tril = guide.affine(x)[1]
+    sds = guide.encoder.u_scale * positive(outputs[:, 3:6])
+    assert float(outputs[:, 6:].abs().max()) > 1, "too tame to show anything"
+    torch.testing.assert_close(tril.square().sum(-1).sqrt(), sds)
+    torch.testing.assert_close(tril.triu(1), torch.zeros(20, 3, 3))

@@ -389,6 +389,19 @@ def test_compare_is_a_table(double, table):
     assert 0 < float(table.floor.sel(guide="copy", metric="mean_error")[0]) < 0.1
 
 
+def test_summary_says_who_is_at_the_floor(table, bimodal):
+    """The verdict is for the copy and against every planted error a metric must see."""
+    for found, guides in ((table, GUIDES), (bimodal, ("one mode", "moment-matched"))):
+        verdict = diagnostics.summary(found).at_floor
+        for guide in guides:
+            for metric in SEES.get(guide, ()):
+                assert not bool(verdict.sel(guide=guide, metric=metric)), (guide, metric)
+    copy = diagnostics.summary(table).sel(guide="copy")
+    assert all(bool(copy.at_floor.sel(metric=m)) for m in (*TWO_SAMPLE, "elbo_gap"))
+    assert not bool(copy.at_floor.sel(metric="rhat"))  # NaN is no verdict
+    np.testing.assert_allclose(copy.value, table.value.sel(guide="copy", problem=0))
+
+
 CHEAP = {name: METRICS[name] for name in ("mean_error", "elbo_gap", "khat")}
 
 
