@@ -176,15 +176,12 @@ def _tree(groups: Groups, lat: Latents, names: Any) -> DataTree:
     from arviz_base import from_dict
 
     row = ["problem"] if lat.plated else []
+    leads = dict.fromkeys(("observed_data", "constant_data", "posterior_predictive"), row)
+    leads |= {"prior": [], "prior_predictive": []}
     tail = {name: list(axes) for name, axes in names.items()}
     tree = None
     for group, arrays in groups.items():
-        lead = (
-            row
-            if group in ("observed_data", "constant_data", "posterior_predictive")
-            else ["problem"]
-        )
-        lead = [] if group in ("prior", "prior_predictive") else lead
+        lead = leads.get(group, ["problem"])
         dims = {name: lead + tail.get(name, []) for name in arrays}
         piece = from_dict({group: arrays}, dims=dims, check_conventions=False)
         tree = piece if tree is None else tree.assign({group: piece[group]})

@@ -32,7 +32,7 @@ def number(value: float) -> str:
 
 
 def table(comparison: Dataset) -> tuple[list[str], list[list[dict[str, Any]]]]:
-    """Guides and cells of the metric table: text, standard error, floor, state and reason.
+    """Guides and cells of the metric table: text, standard error, state and reason.
 
     The state is "floor" for the exact posterior against itself, "at" or "above" the floor for
     guides, and "plain" where there is nothing to judge.
@@ -52,7 +52,6 @@ def table(comparison: Dataset) -> tuple[list[str], list[list[dict[str, Any]]]]:
                 {
                     "text": number(float(cell.value)),
                     "se": "" if math.isnan(error) else f"± {number(float(f'{error:.1g}'))}",
-                    "floor": number(float(cell.floor)),
                     "state": state,
                     "reason": str(cell.reason.values),
                 }

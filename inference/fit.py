@@ -109,11 +109,10 @@ def fit(
 ) -> Fit:
     """Train a guide, in place.
 
-    Each player has Adam, with a learning rate that rises over the first twentieth of the
-    steps and falls to zero along a half cosine. All
-    randomness of a step comes from (seed, step), so a killed run that finds its checkpoint ends
-    with the numbers of an unbroken one. A guide with nothing to learn, such as an exact posterior,
-    comes back at once.
+    Each player has Adam, with a learning rate that rises over the first twentieth of the steps and
+    falls to zero along a half cosine. All randomness of a step comes from (seed, step), so a killed
+    run that finds its checkpoint ends with the numbers of an unbroken one. A guide with nothing to
+    learn, such as an exact posterior, comes back at once.
 
     Args:
         model: the model; its parameters stay fixed unless `learn_model`.
@@ -216,7 +215,8 @@ def _check(
     if objective is not None:
         objective.check(guide, joint=x is None, learn_model=learn_model)
         with torch.no_grad(), seeded(0):
-            guide.trace(guide.latents.like if x is None else x)
+            # the example is enough, and small; a guide that is not amortised knows only x
+            guide.trace(guide.latents.like if x is None or guide.amortised else x)
 
 
 def _trainers(
