@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
-from torch.distributions import Transform, biject_to, identity_transform
-from torch.distributions.constraints import Constraint
+from torch.func import vmap
 
 from .errors import Incompatible
 from .observation import Observation, check_observation, parts, repeat, size, take
 from .seeds import seeded
+from .sites import Site, same_transform, site_of
 
 __all__ = ["Latents", "ModelLike", "Site", "Values"]
 
@@ -34,25 +32,6 @@ class ModelLike(Protocol):
 
     def observations(self) -> Observation:
         """Example observations, (B, ...)."""
-
-
-@dataclass(frozen=True)
-class Site:
-    """One latent site, as seen by one problem.
-
-    `shape` is the site's shape without the problem axis, its last `event_dim` axes the event and
-    those before it the axes of `plates`, the plates inside "data" as (name, dim, size).
-    """
-
-    name: str
-    shape: torch.Size
-    unconstrained_shape: torch.Size
-    support: Constraint
-    transform: Transform
-    discrete: bool
-    event_dim: int
-    dtype: torch.dtype
-    plates: tuple[tuple[str, int, int], ...]
 
 
 class Latents:
@@ -81,7 +60,7 @@ class Latents:
             self.plated = _inside_data(nodes)
             small = take(self.like, slice(0, 1)) if self.plated else self.like
             one = _latent_nodes(_prototype(model, small, 1))
-            self.sites = tuple(_site(n, node, plated=self.plated) for n, node in one.items())
+            self.sites = tuple(site_of(n, node, plated=self.plated) for n, node in one.items())
             self._compare(nodes)
             for k in range(2, PROTOTYPES + 1):
                 self._compare(_latent_nodes(_prototype(model, small, k)))
@@ -164,8 +143,7 @@ class Latents:
         rows = lead.numel()
         flat = {site.name: z[site.name].reshape(rows, *site.shape) for site in self.sites}
         if not self.plated:
-            each = [self._score({n: v[i] for n, v in flat.items()}, x) for i in range(rows)]
-            return torch.cat(each).reshape(lead)
+            return self._score_each(flat, x).reshape(lead)
         b = size(x)
         step = max(1, MAX_ROWS // b) * b
         scores = [
@@ -254,14 +232,28 @@ class Latents:
             return torch.stack([t.sum() for t in terms]).sum()[None]
         return torch.stack([_sum_right(t, 1) for t in terms]).sum(0)
 
+    def _score_each(self, z: Values, x: Observation) -> Tensor:
+        """log p(x, z) of draws (S, *shape), each a call of a model without the plate "data".
+
+        All at once where torch can vectorise the program, for which argument checks must rest; one
+        by one where it cannot.
+        """
+        chunk = max(1, MAX_ROWS // size(x))
+        try:
+            with pyro.validation_enabled(False):
+                return vmap(lambda v: self._score(v, x)[0], chunk_size=chunk)(z)
+        except RuntimeError:
+            rows = range(len(next(iter(z.values()))))
+            return torch.cat([self._score({n: v[i] for n, v in z.items()}, x) for i in rows])
+
     def _compare(self, nodes: dict[str, Any]) -> None:
         if tuple(nodes) != self.names:
             raise _unstable(f"sites {list(self.names)} in one call and {list(nodes)} in another")
         for s in self.sites:
-            again = _site(s.name, nodes[s.name], plated=self.plated)
+            again = site_of(s.name, nodes[s.name], plated=self.plated)
             if again.shape != s.shape:
                 raise _unstable(f"{s.name!r} of shape {tuple(s.shape)}, then {tuple(again.shape)}")
-            if not _same(s, again, nodes[s.name]["value"]):
+            if not same_transform(s, again, nodes[s.name]["value"]):
                 raise _unstable(f"a support of {s.name!r} that depends on other sites or problems")
 
 
@@ -336,40 +328,6 @@ def _inside_data(nodes: dict[str, Any]) -> bool:
             fix="If the data set is one problem, rename the plate; else move the sites inside it.",
         )
     return all(inside.values())
-
-
-def _site(name: str, node: dict[str, Any], *, plated: bool) -> Site:
-    fn: TorchDistribution = node["fn"]
-    value: Tensor = node["value"]
-    frames = sorted(node["cond_indep_stack"], key=lambda f: f.dim)
-    if plated and (frames[0].name != "data" or value.shape[0] != frames[0].size):
-        raise Incompatible(
-            f"site {name!r}",
-            expected='the plate "data" leftmost',
-            got=f"plates {[f.name for f in frames]} and a value of shape {tuple(value.shape)}",
-            fix='Give "data" the leftmost dim, pyro.plate("data", B, dim=-1 - inner plates).',
-        )
-    discrete = bool(fn.support.is_discrete)
-    transform = identity_transform if discrete else biject_to(fn.support)
-    shape = value.shape[1:] if plated else value.shape
-    return Site(
-        name=name,
-        shape=shape,
-        unconstrained_shape=torch.Size(transform.inverse_shape(value.shape)[int(plated) :]),
-        support=fn.support,
-        transform=transform,
-        discrete=discrete,
-        event_dim=fn.event_dim,
-        dtype=value.dtype,
-        plates=tuple((f.name, f.dim, f.size) for f in frames if f.name != "data"),
-    )
-
-
-def _same(a: Site, b: Site, value: Tensor) -> bool:
-    """The transforms of two prototypes of a site agree on a fixed test vector."""
-    shape = a.unconstrained_shape
-    u = torch.linspace(-1.0, 1.0, shape.numel(), device=value.device).reshape(1, *shape)
-    return bool((a.transform(u) == b.transform(u)).all())
 
 
 def _sum_right(t: Tensor, keep: int) -> Tensor:

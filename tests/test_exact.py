@@ -498,7 +498,7 @@ def stored(model, tmp_path):
 def test_stored_provenance(stored):
     path, guide, x, reader = stored
     attrs = reader.attrs
-    assert attrs["method"] == "FactorAnalysisPosterior"
+    assert attrs["method"] == "LinearGaussianPosterior"
     assert (attrs["command"], attrs["seed"]) == ("make fa.nc", 4)
     assert attrs["source_hash"] == zoo.stored.source_hash(guide.model)
     assert attrs["version_torch"].startswith(torch.__version__.split("+")[0])

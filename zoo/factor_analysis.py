@@ -9,13 +9,12 @@ import pyro.distributions as dist
 import torch
 from pyro.nn import PyroParam
 from torch import Tensor, nn
-from torch.distributions import Distribution, LowRankMultivariateNormal, MultivariateNormal
 
 from inference.errors import BadInput
 from inference.latents import Values
-from inference.observation import Observation, parts, size
+from inference.observation import Observation, size
 
-from .exact import ClosedForm
+from .linear_gaussian import LinearGaussian, LinearGaussianPosterior
 from .model import Model, Paper
 
 __all__ = ["FactorAnalysis"]
@@ -81,8 +80,7 @@ class FactorAnalysis(Model):
         self.mean = nn.Parameter(torch.linspace(-1.0, 2.0, features))
         sd = 0.4 + 0.8 * torch.rand(sizes[noise], generator=g)
         self.noise = PyroParam(sd, dist.constraints.greater_than(noise_floor))
-        self.register_buffer("canonical", torch.zeros(1, features), persistent=False)
-        self.canonical = parts(self.simulate(100, seed=seed)[1])[0]
+        self.keep_draws(torch.zeros(1, features), seed=seed)
 
     @classmethod
     def for_data(cls, x: Tensor, **knobs: Any) -> Self:
@@ -94,13 +92,8 @@ class FactorAnalysis(Model):
         # half as much again as the floor: on it the unconstrained parameter would be infinite
         sd = x.std(0).clamp_min(1.5 * knobs.get("noise_floor", NOISE_FLOOR))
         model.noise = sd.pow(2).mean().sqrt() if model.noise.dim() == 0 else sd
-        model.canonical = x[:100].clone()
+        model.keep(x[:100].clone())
         return model
-
-    def observations(self) -> Tensor:
-        """100 draws from the model, or the first rows of the data it was made for: (B, F)."""
-        canonical: Tensor = self.canonical
-        return canonical
 
     def forward(self, x: Observation | None = None) -> Tensor:
         """The generative process."""
@@ -116,51 +109,14 @@ class FactorAnalysis(Model):
         mean: Tensor = z["z"] @ self.loadings.T + self.mean
         return mean
 
-    def exact(self) -> FactorAnalysisPosterior:
+    def linear_gaussian(self, x: Observation) -> tuple[LinearGaussian, Tensor]:
+        """The system: loadings W, offset mu, noise Psi^(1/2)."""
+        assert isinstance(x, Tensor)
+        eye = torch.eye(self.loadings.shape[1]).to(self.loadings)
+        origin = eye.new_zeros(len(eye))
+        noise = self.noise.expand(self.mean.shape)
+        return LinearGaussian(origin, eye, self.loadings, self.mean, noise), x
+
+    def exact(self) -> LinearGaussianPosterior:
         """The closed-form posterior; it follows the model's parameters."""
-        return FactorAnalysisPosterior(self)
-
-
-class FactorAnalysisPosterior(ClosedForm):
-    """z given x ~ Normal(L^-1 W' Psi^-1 (x - mu), L^-1), L = I + W' Psi^-1 W.
-
-    Args:
-        model: a :class:`FactorAnalysis`.
-    """
-
-    def precision(self) -> Tensor:
-        """L, (D, D), in float64."""
-        scaled = self.model.loadings.double() / self.model.noise.double()[..., None]
-        eye = torch.eye(scaled.shape[1], dtype=scaled.dtype, device=scaled.device)
-        precision: Tensor = eye + scaled.T @ scaled
-        return precision
-
-    def distribution(self, x: Observation) -> Distribution:
-        """Multivariate Normal: batch (B,), event (D,)."""
-        assert isinstance(x, Tensor)
-        m = self.model
-        drive = (x - m.mean) / m.noise.square() @ m.loadings
-        # float64: with little noise or more latents than pixels L is ill-conditioned
-        precision, origin = self.precision(), drive.new_zeros(drive.shape[1]).double()
-        factor = torch.linalg.cholesky(precision)
-        loc = torch.cholesky_solve(drive.double().T, factor).T.to(drive.dtype)
-        tril = MultivariateNormal(
-            origin, precision_matrix=precision, validate_args=False
-        ).scale_tril
-        tril = tril.to(drive.dtype)
-        return MultivariateNormal(loc, scale_tril=tril, validate_args=False)
-
-    def log_evidence(self, x: Observation) -> Tensor:
-        """log Normal(x; mu, W W' + Psi), (B,)."""
-        assert isinstance(x, Tensor)
-        m = self.model
-        variance = m.noise.double().square().expand(m.mean.shape)
-        wide = (m.mean.double(), m.loadings.double(), variance)  # float64 as in `distribution`
-        marginal = LowRankMultivariateNormal(*wide, validate_args=False)
-        evidence: Tensor = marginal.log_prob(x.double()).to(x.dtype)
-        return evidence
-
-    def mean_field_gap(self) -> Tensor:
-        """KL(q || p) of the best factorised Gaussian, (1/2)(sum log L_ii - log det L), in nats."""
-        precision = self.precision()
-        return (precision.diagonal().log().sum() - torch.logdet(precision)) / 2
+        return LinearGaussianPosterior(self)

@@ -54,14 +54,33 @@ class Model(LocalModule):
     paper: ClassVar[Paper]
     dims: Mapping[str, Sequence[str]] = {}
     image_shape: tuple[int, ...] | None = None
+    tuple_of: int = 0
 
     def forward(self, x: Observation | None = None) -> Any:
         """The generative process; x is None means: simulate one problem."""
         raise NotImplementedError
 
+    def keep(self, x: Observation) -> None:
+        """Make x the model's own observations; as buffers they follow its device and dtype."""
+        self.tuple_of = len(x) if isinstance(x, tuple) else 0
+        for k, t in enumerate(parts(x)):
+            self.register_buffer(f"x_{k}", t, persistent=False)
+
+    def keep_draws(self, like: Observation, n: int = 100, *, seed: int) -> None:
+        """Make n draws from the joint the model's own observations.
+
+        Args:
+            like: one observation or more, of the right shapes; inputs among them are cycled.
+            n: problems.
+            seed: draws depend on it alone.
+        """
+        self.keep(like)
+        self.keep(self.simulate(n, seed=seed)[1])
+
     def observations(self) -> Observation:
         """Canonical or real inputs, (B, ...)."""
-        raise NotImplementedError
+        tensors = tuple(getattr(self, f"x_{k}") for k in range(self.tuple_of or 1))
+        return tensors if self.tuple_of else tensors[0]
 
     def exact(self) -> Guide:
         """The exact posterior, a guide.
@@ -136,20 +155,13 @@ class _PyroModel(Model):
             nn.Module.add_module(self, "program", program)  # keeps the program's own Pyro context
         else:
             self.__dict__["program"] = program
-        for k, t in enumerate(parts(x)):
-            self.register_buffer(f"x_{k}", t, persistent=False)
-        self.tuple_of = len(x) if isinstance(x, tuple) else 0
+        self.keep(x)
         self.title, self.dims = title, dims  # type: ignore[misc]
         self.__dict__["make_exact"] = exact
 
     def forward(self, x: Observation | None = None) -> Any:
         """The user's program, called with the tensors of x."""
         return self.program(*parts(self.observations() if x is None else x))
-
-    def observations(self) -> Observation:
-        """The example given to `from_pyro`."""
-        tensors = tuple(getattr(self, f"x_{k}") for k in range(self.tuple_of or 1))
-        return tensors if self.tuple_of else tensors[0]
 
     def source(self) -> str:
         """Source of the user's program, or its byte code where there is no file."""

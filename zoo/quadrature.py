@@ -15,7 +15,7 @@ from inference.objectives.elbo import ELBO
 from inference.observation import Observation
 from inference.packed import PackedGuide
 
-__all__ = ["Quadrature"]
+__all__ = ["GridPosterior", "Quadrature"]
 
 FINE = {1: 1025, 2: 129, 3: 49}  # points per axis; odd, so that every second one is a grid too
 COARSE = {1: 257, 2: 65, 3: 25}
@@ -72,11 +72,11 @@ class Quadrature(PackedGuide):
             )
         self.bounds = bounds
 
-    def distribution(self, x: Observation) -> _GridPosterior:
+    def distribution(self, x: Observation) -> GridPosterior:
         """The gridded posterior: batch (B,), event (D,)."""
         with torch.no_grad():
             low, high = self._fixed_box(x) if self.bounds else self._search(x)
-            return _GridPosterior(self.latents, x, low, high, self.points)
+            return GridPosterior(self.latents, x, low, high, self.points)
 
     def log_evidence(self, x: Observation) -> Tensor:
         """log p(x) for each problem, (B,), in nats."""
@@ -107,7 +107,7 @@ class Quadrature(PackedGuide):
         low = (centre - START * scale).expand(b, -1)
         high = (centre + START * scale).expand(b, -1)
         for _ in range(ROUNDS):
-            new_low, new_high = _zoom(_GridPosterior(lat, x, low, high, n))
+            new_low, new_high = _zoom(GridPosterior(lat, x, low, high, n))
             settled = (new_high - new_low) > 0.8 * (high - low)
             grown = (new_low < low) | (new_high > high)
             low, high = new_low, new_high
@@ -116,7 +116,7 @@ class Quadrature(PackedGuide):
         return low, high
 
 
-class _GridPosterior(Distribution):
+class GridPosterior(Distribution):
     """A density known on a regular grid in a box for each problem."""
 
     arg_constraints: dict[str, constraints.Constraint] = {}
@@ -212,7 +212,7 @@ def _reach(f: Tensor, axis: int) -> Tensor:
     return torch.maximum(*beside)
 
 
-def _zoom(grid: _GridPosterior) -> tuple[Tensor, Tensor]:
+def _zoom(grid: GridPosterior) -> tuple[Tensor, Tensor]:
     """The next box: around every cell that could reach within DROP nats of the peak.
 
     How far the density can rise between two grid points is judged from the lines through the two
