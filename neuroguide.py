@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec, TypeVar
@@ -10,17 +11,20 @@ from typing import Annotated, Any, ParamSpec, TypeVar
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 import diagnostics
 import inference
 import zoo
 from diagnostics.compare import EXACT
 from diagnostics.report import report as write_report
-from diagnostics.report import table
+from diagnostics.report import table, telling
 from diagnostics.rundir import RunDirectory
 from inference.errors import BadInput, Incompatible, NeuroguideError, NoExactPosterior, lookup
+from inference.files import atomic_path
 from zoo.data import DATA, Data
+from zoo.stored import StoredDraws, reference_path
+from zoo.table import rows
 
 __all__ = ["app", "main"]
 
@@ -83,12 +87,9 @@ def list_() -> None:
 
     Example: neuroguide list
     """
-    models = Table("model", "latents", "observation", "exact posterior", "source", title="Models")
-    for name, cls in zoo.MODELS.items():
-        model = cls()
-        latents = inference.Latents(model)
-        shape = tuple(inference.observation.parts(model.observations())[0].shape[1:])
-        models.add_row(name, str(latents.size), str(shape), _truth(model), str(cls.paper))
+    models = Table(Column("model", no_wrap=True), "latents", "x", "truth", "source", title="Models")
+    for row in rows(zoo.MODELS):
+        models.add_row(row.name, row.latents, row.observation, row.truth, row.paper)
     out.print(models)
     for title, entries in (("Guides", inference.GUIDES), ("Objectives", inference.OBJECTIVES)):
         found = Table("name", "what it is", title=title)
@@ -103,13 +104,6 @@ def list_() -> None:
 
 def _first_line(entry: object) -> str:
     return escape((entry.__doc__ or "").splitlines()[0])
-
-
-def _truth(model: zoo.Model) -> str:
-    try:
-        return str(getattr(model.exact(), "kind", "yes")).replace("_", " ")
-    except NoExactPosterior:
-        return "none"
 
 
 @app.command()
@@ -190,6 +184,57 @@ def compare(
     comparison = _compare(run, built, fitted, held_out)
     out.print(_rich_table(comparison))
     out.print(f"report     {write_report(run.path)}")
+
+
+@app.command()
+@_friendly
+def show(
+    model: Model,
+    problem: Annotated[int, typer.Option(help="Which of its observations.")] = 0,
+    out_path: Annotated[
+        Path | None, typer.Option("--out", help="Picture.", show_default="MODEL.png")
+    ] = None,
+) -> None:
+    """Say what a model is, and draw its prior and one posterior.
+
+    Example: neuroguide show banana
+    """
+    built = lookup(zoo.MODELS, model, "model")()
+    out.print(escape(inspect.cleandoc(built.__doc__ or "")), highlight=False)
+    path = out_path or Path(f"{model}.png")
+    figure = diagnostics.plots.model(built, problem=problem)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format=path.suffix.removeprefix(".") or "png")
+    out.print(f"picture    {path}")
+
+
+@app.command()
+@_friendly
+def reference(
+    model: Model,
+    draws: Annotated[int, typer.Option(help="Draws per chain.")] = 2500,
+    chains: Annotated[int, typer.Option(help="Chains.")] = 4,
+    seed: Seed = 0,
+    out_path: Annotated[
+        Path | None, typer.Option("--out", help="File.", show_default="beside the model")
+    ] = None,
+) -> None:
+    """Run a slow, asymptotically exact sampler on a model's own observations and keep its draws.
+
+    The file holds method, command, seed, versions, R-hat, ESS and a hash of the model's source, and
+    is not written unless R-hat is below 1.01.
+
+    Example: neuroguide reference sparse_coding
+    """
+    built = lookup(zoo.MODELS, model, "model")()
+    path = out_path or reference_path(model)
+    sizes = {"draws": draws, "chains": chains, "seed": seed}
+    again = f"neuroguide reference {model} --draws {draws} --chains {chains} --seed {seed}"
+    x = built.observations()
+    StoredDraws.write(path, built.reference(), x, command=again, progress=True, **sizes)
+    kept = StoredDraws(built, path).attrs
+    out.print(f"R-hat {kept['rhat_max']:.4f}, smallest ESS {kept['ess_min']:.0f}")
+    out.print(f"draws      {path}")
 
 
 @app.command()
@@ -314,7 +359,8 @@ def _compare(
 
 def _rich_table(comparison: Any) -> Table:
     """Metrics by guides, each value with its standard error, the floor in the first column."""
-    guides, rows = table(comparison)
+    comparison = telling(comparison)
+    guides, cells_of = table(comparison)
     names = ["floor (exact)" if g == EXACT else g.replace("_", " ") for g in guides]
     found = Table(
         "metric",
@@ -324,7 +370,7 @@ def _rich_table(comparison: Any) -> Table:
     )
     style = {"floor": "dim", "plain": "none", "at": "green", "above": "dark_orange3"}
     for k, name in enumerate(comparison.metric.values):
-        cells = [row[k] for row in rows]
+        cells = [row[k] for row in cells_of]
         text = [f"[{style[c['state']]}]{c['text']}[/] [dim]{c['se']}[/]" for c in cells]
         found.add_row(diagnostics.METRICS[str(name)].title, *text)
     return found

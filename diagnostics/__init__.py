@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from . import plots
+from .calibration import sbc, sbc_test
 from .compare import Collected, collect, compare, compare_draws, summary
 from .draws import draw, packed, reconstruct
 from .metrics import METRICS, Estimate, Metric, khat_threshold
@@ -20,7 +22,10 @@ __all__ = [
     "draw",
     "khat_threshold",
     "packed",
+    "plots",
     "reconstruct",
     "report",
+    "sbc",
+    "sbc_test",
     "summary",
 ]

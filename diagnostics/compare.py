@@ -71,7 +71,7 @@ def compare(
         >>> x = model.observations()[:3]
         >>> found = compare(model, {"copy": model.exact()}, x, draws=250, seed=0)
         >>> dict(found.sizes)
-        {'guide': 2, 'metric': 9, 'problem': 3}
+        {'guide': 2, 'metric': 11, 'problem': 3}
     """
     sizes = {"draws": draws, "chains": chains}
     trees = collect(model, guides, x, **sizes, seed=seed, reference=reference, progress=progress)

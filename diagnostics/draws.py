@@ -18,7 +18,7 @@ from inference.seeds import seeded
 if TYPE_CHECKING:
     from xarray import DataTree
 
-__all__ = ["draw", "packed", "reconstruct"]
+__all__ = ["draw", "packed", "reconstruct", "tree_of"]
 
 Groups = dict[str, dict[str, np.ndarray[Any, Any]]]
 
@@ -59,8 +59,8 @@ def draw(
         Groups `posterior` (chain, draw, problem, ...), `observed_data`, `sample_stats` with
         `log_p_joint` and, for guides with a density, `log_q` and `log_weight` in nats; `evidence`
         with `log_evidence` (problem) for exact posteriors that know it; `circuit` where the guide
-        is one. Attributes name model, guide, seed, versions, the seconds drawing took, and whether
-        the draws are independent.
+        is one. Attributes name model, guide, seed, versions, the seconds drawing took, the discrete
+        sites, and whether the draws are independent.
 
     Raises:
         BadInput: x or a count is wrong, or the guide misses a latent site.
@@ -85,7 +85,7 @@ def draw(
         if prior:
             groups |= _prior(lat, draws * chains, seed)
         evidence = guide.log_evidence(x) if isinstance(guide, HasEvidence) else None
-    tree = _tree(groups, lat, getattr(model, "dims", {}))
+    tree = tree_of(groups, lat, getattr(model, "dims", {}))
     if evidence is not None:
         tree["evidence"] = _evidence(evidence)
     tree.attrs = {
@@ -94,16 +94,28 @@ def draw(
         "seed": seed,
         "seconds": seconds,
         "independent_draws": int(guide.independent),
+        "discrete": ",".join(s.name for s in lat.sites if s.discrete),
         **{f"version_{name}": v for name, v in versions().items()},
     }
     return tree
 
 
-def packed(tree: DataTree, group: str = "posterior") -> np.ndarray[Any, Any]:
-    """All latents of a DataTree as one array, (problem, chain x draw, D)."""
+def packed(
+    tree: DataTree, group: str = "posterior", *, discrete: bool | None = None
+) -> np.ndarray[Any, Any]:
+    """The latents of a DataTree as one array, (problem, chain x draw, D).
+
+    Args:
+        tree: draws.
+        group: which of its groups.
+        discrete: only the discrete sites, only the others, or by default all of them.
+    """
     data = tree[group].dataset
-    pieces = []
-    for variable in data.data_vars.values():
+    counted = str(tree.attrs.get("discrete", "")).split(",")
+    pieces = [np.empty((data.sizes["problem"], data.sizes["chain"] * data.sizes["draw"], 0))]
+    for name, variable in data.data_vars.items():
+        if discrete is not None and (name in counted) is not discrete:
+            continue
         array = variable.transpose("problem", "chain", "draw", ...).values
         pieces.append(array.reshape(array.shape[0], array.shape[1] * array.shape[2], -1))
     return np.concatenate(pieces, -1)
@@ -171,13 +183,13 @@ def _prior(lat: Latents, n: int, seed: int) -> Groups:
     }
 
 
-def _tree(groups: Groups, lat: Latents, names: Any) -> DataTree:
+def tree_of(groups: Groups, lat: Latents, names: Any) -> DataTree:
     """Axes get the model's names for them; the rest get ArviZ's."""
     from arviz_base import from_dict
 
     row = ["problem"] if lat.plated else []
     leads = dict.fromkeys(("observed_data", "constant_data", "posterior_predictive"), row)
-    leads |= {"prior": [], "prior_predictive": []}
+    leads |= {"prior": [], "prior_predictive": [], "prior_sbc": []}
     tail = {name: list(axes) for name, axes in names.items()}
     tree = None
     for group, arrays in groups.items():

@@ -7,54 +7,22 @@ metric cannot be computed its value is NaN and `reason` says why; it is never a 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .discrete import marginal_tv, pattern_kl
 from .draws import packed
+from .estimate import BLOCKS, Array, Estimate, Metric, by_blocks, missing
 
 if TYPE_CHECKING:
     from xarray import DataTree
 
 __all__ = ["METRICS", "Estimate", "Metric", "khat_threshold"]
 
-Array = np.ndarray[Any, Any]
-BLOCKS = 8  # disjoint blocks of draws behind a standard error
 DIRECTIONS = 200  # of the sliced distance
 C2ST_DRAWS = 2000  # of each kind: the null sd of the accuracy is then .008
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A metric's value and standard error for each problem, (B,); why it is NaN, if it is."""
-
-    value: Array
-    se: Array
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class Metric:
-    """An entry of the table.
-
-    Attributes:
-        compute: from the guide's draws and the reference draws to an estimate.
-        title: printable name, with the unit.
-        ideal: value of a perfect guide with endless draws; None where there is no such value.
-        why: what it sees, in a few words.
-    """
-
-    compute: Callable[[DataTree, DataTree], Estimate]
-    title: str
-    ideal: float | None
-    why: str
-
-
-def _missing(tree: DataTree, reason: str) -> Estimate:
-    nan = np.full(tree["posterior"].sizes["problem"], np.nan)
-    return Estimate(nan, nan, reason)
 
 
 def _size(tree: DataTree) -> Array:
@@ -73,12 +41,18 @@ def _pick(table: Array, index: Array) -> Array:
     return np.take_along_axis(table, index[:, None], 1)[:, 0]
 
 
+def _sd(z: Array) -> Array:
+    """Standard deviations of draws (B, S, D), 1 where a discrete latent never moved: (B, D)."""
+    sd: Array = z.std(1)
+    return np.where(sd > 0, sd, 1.0)
+
+
 def mean_error(tree: DataTree, reference: DataTree) -> Estimate:
     """Largest |difference of means| over the latents, in sds of the reference."""
     q, p = packed(tree), packed(reference)
-    error = np.abs(q.mean(1) - p.mean(1)) / p.std(1)
+    error = np.abs(q.mean(1) - p.mean(1)) / _sd(p)
     worst = error.argmax(1)
-    spread = q.std(1) / p.std(1)
+    spread = q.std(1) / _sd(p)
     se = np.sqrt(spread**2 / _size(tree) + 1 / _size(reference))
     return Estimate(_pick(error, worst), _pick(se, worst))
 
@@ -86,7 +60,7 @@ def mean_error(tree: DataTree, reference: DataTree) -> Estimate:
 def sd_ratio(tree: DataTree, reference: DataTree) -> Estimate:
     """The guide's sd over the reference's, for the latent where it is furthest from 1."""
     q, p = packed(tree), packed(reference)
-    ratio = q.std(1) / p.std(1)
+    ratio = np.where((q.std(1) > 0) | (p.std(1) > 0), q.std(1) / _sd(p), 1.0)
     worst = np.abs(np.log(np.maximum(ratio, 1e-12))).argmax(1)
     se = ratio * np.sqrt(0.5 / _size(tree) + 0.5 / _size(reference))
     return Estimate(_pick(ratio, worst), _pick(se, worst))
@@ -97,9 +71,9 @@ def correlation_error(tree: DataTree, reference: DataTree) -> Estimate:
     q, p = packed(tree), packed(reference)
     d = q.shape[2]
     if d < 2:
-        return _missing(tree, "one latent has no correlations")
+        return missing(tree, "one latent has no correlations")
     pairs = np.triu_indices(d, 1)
-    r_q, r_p = (np.stack([np.corrcoef(z.T)[pairs] for z in draws]) for draws in (q, p))
+    r_q, r_p = (np.stack([_correlations(z)[pairs] for z in draws]) for draws in (q, p))
     error = np.abs(r_q - r_p)
     worst = error.argmax(1)
     n_q, n_p = _size(tree).min(1)[:, None], _size(reference).min(1)[:, None]
@@ -107,22 +81,28 @@ def correlation_error(tree: DataTree, reference: DataTree) -> Estimate:
     return Estimate(_pick(error, worst), _pick(se, worst))
 
 
+def _correlations(z: Array) -> Array:
+    """Correlations of draws (S, D); 0 with a latent that never moved."""
+    centred = (z - z.mean(0)) / _sd(z[None])[0]
+    matrix: Array = centred.T @ centred / len(z)
+    return matrix
+
+
 def sliced_wasserstein(tree: DataTree, reference: DataTree) -> Estimate:
     """Sliced 2-Wasserstein distance over 200 directions, each latent in sds of the reference.
 
-    The standard error is the spread over eight disjoint blocks of draws, divided by sqrt(8).
+    Of the continuous latents. The standard error is the spread over eight disjoint blocks of draws,
+    divided by sqrt(8).
     """
     from ot import sliced_wasserstein_distance
 
     def distance(a: Array, b: Array) -> float:
         return float(sliced_wasserstein_distance(a, b, n_projections=DIRECTIONS, seed=0))
 
-    values, errors = [], []
-    for a, b in zip(*_scaled(tree, reference), strict=True):
-        blocks = [distance(a[k::BLOCKS], b[k::BLOCKS]) for k in range(BLOCKS)]
-        values.append(distance(a, b))
-        errors.append(np.std(blocks, ddof=1) / np.sqrt(BLOCKS))
-    return Estimate(np.array(values), np.array(errors))
+    q, p = _scaled(tree, reference, discrete=False)
+    if not q.shape[2]:
+        return missing(tree, "no latent is continuous")
+    return by_blocks(distance, q, p)
 
 
 def c2st(tree: DataTree, reference: DataTree) -> Estimate:
@@ -169,10 +149,12 @@ def _spread(z: Array, count: int) -> Array:
     return chosen
 
 
-def _scaled(tree: DataTree, reference: DataTree) -> tuple[Array, Array]:
+def _scaled(
+    tree: DataTree, reference: DataTree, *, discrete: bool | None = None
+) -> tuple[Array, Array]:
     """Both sets of draws, (B, S, D), standardised by the reference."""
-    q, p = packed(tree), packed(reference)
-    centre, scale = p.mean(1, keepdims=True), p.std(1, keepdims=True)
+    q, p = (packed(t, discrete=discrete) for t in (tree, reference))
+    centre, scale = p.mean(1, keepdims=True), _sd(p)[:, None]
     return (q - centre) / scale, (p - centre) / scale
 
 
@@ -196,9 +178,9 @@ def elbo_gap(tree: DataTree, reference: DataTree) -> Estimate:
     """
     weights = _log_weights(tree)
     if weights is None:
-        return _missing(tree, NO_DENSITY)
+        return missing(tree, NO_DENSITY)
     if "evidence" not in reference.children:
-        return _missing(tree, "log p(x) is not known")
+        return missing(tree, "log p(x) is not known")
     evidence = reference["evidence"].dataset["log_evidence"].values
     rounding = 10 * np.finfo(evidence.dtype).eps * np.abs(evidence)
     se = np.hypot(weights.std(1, ddof=1) / np.sqrt(weights.shape[1]), rounding)
@@ -217,10 +199,10 @@ def khat(tree: DataTree, reference: DataTree) -> Estimate:
     """
     weights = _log_weights(tree)
     if weights is None:
-        return _missing(tree, NO_DENSITY)
+        return missing(tree, NO_DENSITY)
     least = 25 * BLOCKS  # ArviZ fits a tail of at least five of 25 draws, here in each block
     if weights.shape[1] < least:
-        return _missing(tree, f"k-hat and its error need {least} draws")
+        return missing(tree, f"k-hat and its error need {least} draws")
     blocks = np.stack([pareto_shape(weights[:, k::BLOCKS]) for k in range(BLOCKS)])
     shape = pareto_shape(weights)
     with np.errstate(invalid="ignore"):
@@ -259,9 +241,9 @@ def rhat(tree: DataTree, reference: DataTree) -> Estimate:
     import arviz_stats
 
     if tree.attrs["independent_draws"]:
-        return _missing(tree, "independent draws have no chains to compare")
+        return missing(tree, "independent draws have no chains to compare")
     if tree["posterior"].sizes["chain"] < 2:
-        return _missing(tree, "one chain cannot be compared with others")
+        return missing(tree, "one chain cannot be compared with others")
     return _arviz(tree, arviz_stats.rhat, np.max)
 
 
@@ -280,6 +262,8 @@ METRICS: Mapping[str, Metric] = {
         sliced_wasserstein, "sliced W2 / sd", 0.0, "location, scale, tails"
     ),
     "c2st": Metric(c2st, "C2ST", 0.5, "anything a classifier can learn"),
+    "marginal_tv": Metric(marginal_tv, "marginal TV", 0.0, "discrete marginals"),
+    "pattern_kl": Metric(pattern_kl, "pattern KL / nats", 0.0, "joint patterns, discrete"),
     "elbo_gap": Metric(elbo_gap, "log p(x) - ELBO / nats", 0.0, "KL(q || p)"),
     "khat": Metric(khat, "k-hat", None, "q too narrow or light-tailed"),
     "ess": Metric(ess, "ESS", None, "mixing of chains"),

@@ -11,16 +11,15 @@ from inference import GUIDES
 
 from .compare import EXACT
 from .draws import packed
+from .plot_model import model
+from .style import INK, PALETTE, labels_of, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from xarray import DataTree
 
-__all__ = ["colour", "correlations", "losses", "marginals", "reconstructions"]
+__all__ = ["colour", "correlations", "losses", "marginals", "model", "reconstructions"]
 
-# Okabe & Ito (2008): told apart by the colour-blind
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
-INK = "#222222"
 MAX_PANELS = 12
 SMOOTH = 40  # losses are shown as means over 1/40 of the steps
 
@@ -30,13 +29,6 @@ def colour(name: str) -> str:
     others = [g for g in GUIDES if g != EXACT]
     place = others.index(name) if name in others else sum(map(ord, name))
     return INK if name == EXACT else PALETTE[place % len(PALETTE)]
-
-
-def _figure(width: float, height: float) -> Figure:
-    """A figure outside pyplot's global list."""
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained", dpi=110)
 
 
 def _title(name: str) -> str:
@@ -56,7 +48,7 @@ def marginals(trees: Mapping[str, DataTree], *, problem: int = 0) -> Figure:
     labels = _labels(trees[EXACT])[:MAX_PANELS]
     columns = min(4, len(labels))
     rows = -(-len(labels) // columns)
-    figure = _figure(2.6 * columns, 1.0 + 1.7 * rows)
+    figure = new_figure(2.6 * columns, 1.0 + 1.7 * rows)
     axes = np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).ravel()
     for k, label in enumerate(labels):
         for name, z in draws.items():
@@ -74,12 +66,10 @@ def marginals(trees: Mapping[str, DataTree], *, problem: int = 0) -> Figure:
 
 
 def _labels(tree: DataTree) -> list[str]:
-    """Names of the packed latents: site[0], site[1], ..."""
-    labels: list[str] = []
-    for name, variable in tree["posterior"].dataset.data_vars.items():
-        n = variable.size // int(np.prod([variable.sizes[d] for d in ("chain", "draw", "problem")]))
-        labels += [str(name)] if n == 1 else [f"{name}[{k}]" for k in range(n)]
-    return labels
+    """Names of the packed latents."""
+    data = tree["posterior"].dataset
+    rows = int(np.prod([data.sizes[d] for d in ("chain", "draw", "problem")]))
+    return labels_of({str(name): v.size // rows for name, v in data.data_vars.items()})
 
 
 def correlations(trees: Mapping[str, DataTree], *, problem: int = 0) -> Figure:
@@ -89,7 +79,7 @@ def correlations(trees: Mapping[str, DataTree], *, problem: int = 0) -> Figure:
         trees: draws by guide.
         problem: which observation.
     """
-    figure = _figure(2.6 * len(trees) + 0.6, 3.0)
+    figure = new_figure(2.6 * len(trees) + 0.6, 3.0)
     axes = figure.subplots(1, len(trees), squeeze=False)[0]
     for ax, (name, tree) in zip(axes, trees.items(), strict=True):
         matrix = np.atleast_2d(np.corrcoef(packed(tree)[problem].T))
@@ -116,7 +106,7 @@ def reconstructions(
     rows = {"observation": observed}
     rows |= {name: tree["reconstruction"]["mean"].values for name, tree in trees.items()}
     columns = min(problems, len(observed))
-    figure = _figure(1.6 + 0.85 * columns, 0.95 * len(rows))
+    figure = new_figure(1.6 + 0.85 * columns, 0.95 * len(rows))
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for line, (name, pictures) in zip(axes, rows.items(), strict=True):
         for ax, picture, seen in zip(line, pictures, observed, strict=False):
@@ -134,7 +124,7 @@ def losses(runs: Mapping[str, Mapping[str, np.ndarray[Any, Any]]]) -> Figure:
     Args:
         runs: losses by fit and player, one number per step.
     """
-    figure = _figure(3.0 * len(runs), 2.6)
+    figure = new_figure(3.0 * len(runs), 2.6)
     axes = figure.subplots(1, len(runs), squeeze=False)[0]
     for ax, (name, players) in zip(axes, runs.items(), strict=True):
         for k, (player, values) in enumerate(players.items()):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from xarray import Dataset
 
-__all__ = ["number", "report", "table"]
+__all__ = ["number", "report", "table", "telling"]
 
 
 def number(value: float) -> str:
@@ -29,6 +29,11 @@ def number(value: float) -> str:
     if math.isinf(value):
         return "-inf" if value < 0 else "inf"
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) >= 1e-4 else "0"
+
+
+def telling(comparison: Dataset) -> Dataset:
+    """Without the metrics that say nothing of any guide, such as those of discrete latents."""
+    return comparison.sel(metric=comparison.value.notnull().any(["guide", "problem"]))
 
 
 def table(comparison: Dataset) -> tuple[list[str], list[list[dict[str, Any]]]]:
@@ -92,7 +97,7 @@ def report(path: str | Path) -> Path:
 
 def _compared(run: RunDirectory) -> dict[str, Any]:
     """What a run with draws has to show: pictures and the metric table."""
-    draws, comparison = run.draws(), run.comparison()
+    draws, comparison = run.draws(), telling(run.comparison())
     children = dict(draws.children)
     trees = {EXACT: children.pop(EXACT)} | children
     pictures = {"marginals": plots.marginals(trees), "correlations": plots.correlations(trees)}

@@ -22,6 +22,7 @@ __all__ = ["Latents", "ModelLike", "Site", "Values"]
 Values = dict[str, Tensor]
 PROTOTYPES = 4  # short traces beside the first: a fair coin hides a branch with probability 1/16
 MAX_ROWS = 1 << 16  # rows of one call of a model; bounds memory
+MAX_CELLS = 1 << 23  # numbers in the observations of one call, which may be pictures or films
 
 
 class ModelLike(Protocol):
@@ -145,7 +146,8 @@ class Latents:
         if not self.plated:
             return self._score_each(flat, x).reshape(lead)
         b = size(x)
-        step = max(1, MAX_ROWS // b) * b
+        most = min(MAX_ROWS, MAX_CELLS * b // sum(t.numel() for t in parts(x)))
+        step = max(1, most // b) * b
         scores = [
             self._score({n: v[i : i + step] for n, v in flat.items()}, repeat(x, k // b))
             for i in range(0, rows, step)

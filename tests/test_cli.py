@@ -47,11 +47,33 @@ def test_list_names_everything():
     assert "closed form" in shown
 
 
-@pytest.mark.parametrize("command", ["list", "fit", "compare", "report"])
+@pytest.mark.parametrize("command", ["list", "show", "reference", "fit", "compare", "report"])
 def test_help_has_an_example(command):
     shown = call(command, "--help")
     assert shown.exit_code == 0
     assert f"Example: neuroguide {command}" in re.sub(r"\s+", " ", shown.output)
+
+
+def test_show_explains_and_draws(tmp_path):
+    done = call("show", "banana", "--problem", 2, "--out", tmp_path / "banana.png")
+    assert done.exit_code == 0, done.output
+    assert "z ~ Normal(0, I_2)" in done.output
+    assert (tmp_path / "banana.png").read_bytes().startswith(b"\x89PNG")
+    wrong = call("show", "banana", "--problem", 100, "--out", tmp_path / "none.png")
+    assert wrong.exit_code == 2
+    assert not (tmp_path / "none.png").exists()
+
+
+def test_reference_keeps_draws_with_their_provenance(tmp_path, monkeypatch):
+    path = tmp_path / "draws.nc"
+    monkeypatch.setattr(zoo.Model, "reference", zoo.Banana.exact)
+    done = call("reference", "banana", "--draws", 2000, "--chains", 2, "--out", path)
+    assert done.exit_code == 0, done.output
+    assert "R-hat" in done.output
+    kept = zoo.StoredDraws(zoo.Banana(), path)
+    assert kept.attrs["command"] == "neuroguide reference banana --draws 2000 --chains 2 --seed 0"
+    x = kept.model.observations()[:2]
+    assert kept.draw(x, draws=300, chains=2, seed=0).values["z"].shape == (2, 300, 2, 2)
 
 
 def test_compare_writes_a_whole_run(run):
@@ -61,13 +83,14 @@ def test_compare_writes_a_whole_run(run):
     }  # fmt: skip
     assert "C2ST" in shown
     assert "floor" in shown
+    assert "marginal TV" not in shown  # no latent is discrete
     opened = RunDirectory.open(path)
     tree = opened.draws()
     assert set(tree.children) == {"exact", "full_covariance_encoder"}
     assert tree["exact/posterior"].sizes["factor"] == 8
     assert opened.losses()["model"]["guide"].shape == (60,)
     found = xarray.load_dataset(path / "comparison.nc", engine="h5netcdf")
-    assert found.value.sizes == {"guide": 2, "metric": 9, "problem": 2}
+    assert found.value.sizes == {"guide": 2, "metric": 11, "problem": 2}
     learned = opened.losses()["model"]["guide"]
     assert learned[-10:].mean() < learned[:10].mean()
 

@@ -60,7 +60,7 @@ def test_groups_dims_and_names(tree):
 
 def test_attributes(model, tree):
     attrs = tree.attrs
-    assert (attrs["model"], attrs["guide"]) == ("factor analysis", "FactorAnalysisPosterior")
+    assert (attrs["model"], attrs["guide"]) == ("factor analysis", "LinearGaussianPosterior")
     assert (attrs["seed"], attrs["independent_draws"]) == (3, 1)
     assert 0 <= attrs["seconds"] < 60
     assert {f"version_{n}" for n in ("torch", "pyro-ppl", "numpy", "neuroguide")} <= set(attrs)

@@ -176,7 +176,8 @@ def test_metrics_do_not_see_what_is_right(table, bimodal, guide, metric):
 
 
 def test_every_metric_is_tested():
-    assert {*TWO_SAMPLE, "elbo_gap", "khat", "ess", "rhat"} == set(METRICS)
+    others = {"elbo_gap", "khat", "ess", "rhat", "marginal_tv", "pattern_kl"}
+    assert {*TWO_SAMPLE, *others} == set(METRICS)
     for metric in METRICS.values():
         assert metric.title
         assert metric.why
@@ -372,7 +373,7 @@ def test_standard_error_of_c2st_at_the_null():
 
 
 def test_compare_is_a_table(double, table):
-    assert dict(table.sizes) == {"guide": 6, "metric": 9, "problem": 1}
+    assert dict(table.sizes) == {"guide": 6, "metric": 11, "problem": 1}
     assert table.guide.values.tolist() == ["exact", *GUIDES]
     assert table.metric.values.tolist() == list(METRICS)
     assert {n: v.dims for n, v in table.data_vars.items()} == {
@@ -454,3 +455,93 @@ def test_collected_draws_are_independent_of_the_floor(double):
     assert a.shape == b.shape == (2, 20, 1, 3)
     assert trees.floor["posterior"].coords["chain"].values.tolist() == [0, 1]
     assert not np.intersect1d(a, b).size
+
+
+# discrete latents
+
+
+def switches(x):
+    """Three causes of two findings, one of them certain."""
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Bernoulli(x.new_tensor([0.3, 0.5, 1.0])).to_event(1))
+        pyro.sample("x", dist.Normal(z @ x.new_tensor([1.0, 1.2, 0.3]), 0.5), obs=x)
+
+
+class Tempered(inference.Guide):
+    """The enumerated posterior to a power, or with independent latents; it has no density."""
+
+    def __init__(self, model, *, power=1.0, independent=False):
+        super().__init__(model, power=power, independent=independent)
+        self.power, self.apart = power, independent
+
+    def draw(self, x, *, draws, chains, seed, progress=False):
+        exact = self.model.exact()
+        with inference.seeds.seeded(seed):
+            logits = self.power * exact.logits(x).T
+            pick = torch.distributions.Categorical(logits=logits).sample((chains, draws))
+            z = exact._states("z")[pick]
+            if self.apart:
+                z = torch.stack([z[..., k][:, torch.randperm(draws)] for k in range(3)], -1)
+        return inference.Draws({"z": z})
+
+
+@pytest.fixture(scope="module")
+def patterns():
+    x = torch.tensor([0.9, 1.7])
+    model = zoo.from_pyro(switches, x, exact=zoo.Enumerated)
+    guides = {
+        "copy": model.exact(),
+        "narrow": Tempered(model, power=2.0),
+        "independent": Tempered(model, independent=True),
+    }
+    return diagnostics.compare(model, guides, x, seed=2)
+
+
+def test_discrete_metrics_accept_the_exact_guide(patterns):
+    table = diagnostics.summary(patterns)
+    for metric in ("marginal_tv", "pattern_kl", "mean_error", "correlation_error"):
+        assert bool(table.at_floor.sel(guide="copy", metric=metric)), metric
+
+
+@pytest.mark.parametrize(
+    ("guide", "metric"),
+    [("narrow", "marginal_tv"), ("narrow", "pattern_kl"), ("independent", "pattern_kl")],
+)
+def test_discrete_metrics_see(patterns, guide, metric):
+    table = diagnostics.summary(patterns).sel(guide=guide, metric=metric)
+    assert float(table.excess) > 5 * float(table.excess_se)
+
+
+def test_discrete_metrics_have_the_right_size(patterns):
+    """Against the table of all patterns."""
+    x = torch.tensor([0.9, 1.7])
+    exact = zoo.from_pyro(switches, x, exact=zoo.Enumerated).exact()
+    p = exact.logits(x).double().softmax(0)  # (8, B)
+    q = (2 * exact.logits(x).double()).softmax(0)
+    keep = p > 1e-6
+    kl = torch.where(keep, q * (q.clamp_min(1e-30) / p.clamp_min(1e-30)).log(), 0.0).sum(0)
+    states = exact._states("z").double()
+    tv = ((q - p).T @ states).abs().max(1).values
+    at = patterns.sel(guide="narrow")
+    for metric, truth in (("pattern_kl", kl), ("marginal_tv", tv)):
+        value, se = at.value.sel(metric=metric), at.se.sel(metric=metric)
+        within(value, truth, se + 1e-3)
+
+
+def test_discrete_metrics_say_when_they_do_not_apply(table, patterns):
+    for metric, reason in (
+        ("marginal_tv", "no latent is discrete"),
+        ("pattern_kl", "some latent is continuous"),
+    ):
+        assert np.isnan(table.value.sel(metric=metric)).all()
+        assert (table.reason.sel(metric=metric) == reason).all()
+    assert (patterns.reason.sel(metric="sliced_wasserstein") == "no latent is continuous").all()
+
+
+def test_pattern_kl_refuses_draws_that_are_all_different():
+    model = zoo.HiddenMarkov(40)
+    chosen = {"pattern_kl": METRICS["pattern_kl"]}
+    x = model.observations()[:1]
+    found = diagnostics.compare(model, {"copy": model.exact()}, x, seed=0, metrics=chosen)
+    assert np.isnan(found.value).all()
+    assert "seen once" in str(found.reason.values[0, 0])

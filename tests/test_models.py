@@ -1,4 +1,4 @@
-"""Every model of the zoo, factor analysis in detail, and models made by `from_pyro`."""
+"""Factor analysis in detail, and models made by `from_pyro`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ import inference
 import zoo
 from inference.errors import BadInput, Incompatible, NoExactPosterior
 from inference.latents import Latents
-from inference.observation import check_observation, flatten, parts, size, take
 from inference.seeds import seeded
 
 NOISES = ("diagonal", "isotropic")
@@ -30,115 +29,6 @@ def one_thread():
     """OpenMP threads that wait for a busy core make these small problems a hundred times slower."""
     with threadpool_limits(1):
         yield
-
-
-# every model of the zoo
-
-
-@pytest.fixture(params=list(zoo.MODELS))
-def entry(request):
-    return zoo.MODELS[request.param]().double()
-
-
-@pytest.fixture
-def exact(entry):
-    try:
-        return entry.exact()
-    except NoExactPosterior:
-        pytest.skip("no exact posterior")
-
-
-def test_observations_are_valid(entry):
-    x = entry.observations()
-    check_observation(x, x)
-    assert size(x) > 1
-    assert Latents(entry).size > 0
-
-
-def test_names_and_sources(entry):
-    assert entry.title
-    assert entry.paper.authors
-    assert 1700 < entry.paper.year < 2100
-    assert entry.paper.url.startswith("https://")
-    assert str(entry.paper) == f"{entry.paper.authors} {entry.paper.year}"
-    lat = Latents(entry)
-    axes = {s.name: len(s.shape) for s in lat.sites}
-    axes[lat.observed] = parts(lat.like)[lat.slot].dim() - 1
-    assert {name: len(names) for name, names in entry.dims.items()} == axes
-
-
-def test_titles_differ():
-    titles = [model.title for model in zoo.MODELS.values()]
-    assert len(set(titles)) == len(titles)
-
-
-def test_simulate_is_reproducible(entry):
-    lat = Latents(entry)
-    z, x = entry.simulate(7, seed=3)
-    assert {n: v.shape for n, v in z.items()} == {s.name: (7, *s.shape) for s in lat.sites}
-    assert [t.shape for t in parts(x)] == [(7, *t.shape[1:]) for t in parts(lat.like)]
-    assert all(t.isfinite().all() and t.dtype == torch.float64 for t in parts(x))
-    again, other = entry.simulate(7, seed=3), entry.simulate(7, seed=4)
-    assert all(torch.equal(z[n], again[0][n]) for n in z)
-    assert all(map(torch.equal, parts(x), parts(again[1])))
-    assert not any(torch.equal(z[n], other[0][n]) for n in z)
-    with pytest.raises(BadInput, match="n: expected an integer >= 1"):
-        entry.simulate(0, seed=0)
-
-
-def test_forward_without_x_simulates(entry):
-    lat = Latents(entry)
-    with seeded(0):
-        one, two = entry(), entry()
-    want = (1, *parts(lat.like)[lat.slot].shape[1:]) if lat.plated else None
-    assert want in (None, one.shape)
-    assert not torch.equal(one, two)
-
-
-def test_exact_integrand_is_constant(entry, exact):
-    x = take(entry.observations(), slice(0, 4))
-    lat = exact.latents
-    z = exact.draw(x, draws=20, chains=2, seed=0).values
-    integrand = lat.log_joint(z, x) - exact.log_prob(z, x)
-    evidence = exact.log_evidence(x).expand_as(integrand)
-    tolerance = max(1e-9, 5 * float(exact.error(x).get("log_evidence", torch.zeros(1)).max()))
-    torch.testing.assert_close(integrand, evidence, rtol=0, atol=tolerance)
-
-
-def test_exact_evidence_by_importance_sampling(entry, exact):
-    """Student-t proposals moment-matched to the draws; unbiased whatever those are."""
-    lat, n = exact.latents, 20_000
-    x = take(entry.observations(), slice(0, 3))
-    if not lat.continuous:
-        pytest.skip("tested against a table")
-    with seeded(5), torch.no_grad():
-        u = lat.pack(exact.draw(x, draws=500, chains=1, seed=0).values)[0][0]
-        covariance = torch.stack([torch.cov(u[:, b].T).reshape(lat.size, -1) for b in range(3)])
-        tril = torch.linalg.cholesky(1.5 * covariance)
-        proposal = dist.MultivariateStudentT(torch.tensor(5.0).to(u), u.mean(0), tril)
-        v = proposal.sample((n,))
-        log_w = lat.log_density(v, x) - proposal.log_prob(v)
-    peak = log_w.max(0).values
-    w = (log_w - peak).exp()
-    assert (w.sum(0) ** 2 / w.square().sum(0) > n / 10).all()  # ESS gate
-    se = w.std(0) / w.mean(0) / math.sqrt(n)
-    within(peak + w.mean(0).log(), exact.log_evidence(x).detach(), se)
-
-
-def test_exact_draws_complete_the_joint(entry, exact):
-    """(z, x) and (z', x) with z' ~ p(z given x) have one law: paired moments agree."""
-    n, lat = 400, exact.latents
-    z, x = entry.simulate(n, seed=8)
-    z_new = exact.draw(x, draws=1, chains=1, seed=9).values
-    f = flatten(x, n)[:, :3]
-
-    def moments(values):
-        u = lat.pack(values)[0].reshape(n, -1)
-        pairs = (u[:, :, None] * u[:, None]).flatten(1)
-        return torch.cat([u, pairs, (u[:, :, None] * f[:, None]).flatten(1)], 1)
-
-    gap = moments(z) - moments(z_new)
-    within(gap.mean(0), 0.0, gap.std(0) / math.sqrt(n))
 
 
 # factor analysis

@@ -13,6 +13,7 @@ import inference
 import neuroguide
 import zoo
 from diagnostics import METRICS
+from zoo.table import rows
 
 PATH = Path(__file__).parent.parent / "README.md"
 README = PATH.read_text()
@@ -29,11 +30,11 @@ def markdown(*rows):
 
 def tables():
     """The README's tables, made from the code's."""
-    models = [("model", "latents", "exact posterior", "source")]
-    for name, cls in zoo.MODELS.items():
-        model = cls()
-        size, kind = inference.Latents(model).size, model.exact().kind.replace("_", " ")
-        models.append((f"`{name}`", str(size), kind, str(cls.paper)))
+    models = [("model", "latents", "observation", "exact posterior", "source", "what it is")]
+    models += [
+        (f"`{r.name}`", r.latents, r.observation, r.truth, r.paper, r.title)
+        for r in rows(zoo.MODELS)
+    ]
     guides = [(f"`{n}`", first_line(g)) for n, g in inference.GUIDES.items()]
     objectives = [(f"`{n}`", first_line(o)) for n, o in inference.OBJECTIVES.items()]
     metrics = [(f"`{n}`", m.title, m.why) for n, m in METRICS.items()]

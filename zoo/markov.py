@@ -59,9 +59,17 @@ class MarkovChain(TorchDistribution):  # type: ignore[misc]
         return constraints.independent(states, 1)
 
     def expand(self, batch_shape: torch.Size, _instance: None = None) -> MarkovChain:
-        """The same chain for more batch dims."""
-        weight = self.log_weight.expand(*batch_shape, *self.log_weight.shape[-2:])
-        return MarkovChain(self.log_initial, self.log_transition, self.successors, weight)
+        """The same chain for more batch dims; its messages are shared, not sent again."""
+        batch = torch.Size(batch_shape)
+        new: MarkovChain = self._get_checked_instance(MarkovChain, _instance)
+        new.log_initial, new.log_transition = self.log_initial, self.log_transition
+        new.successors = self.successors
+        new.log_weight = self.log_weight.expand(*batch, *self.log_weight.shape[-2:])
+        new.potential = self.potential.expand(*batch, *self.potential.shape[-2:])
+        new.start = self.start.expand(*batch, *self.start.shape[-1:])
+        new.log_normaliser = self.log_normaliser.expand(batch)
+        super(MarkovChain, new).__init__(batch, self.event_shape, validate_args=False)
+        return new
 
     def sample(self, sample_shape: _Shape = torch.Size()) -> Tensor:  # noqa: B008
         """Joint draws of the whole path, (..., T)."""

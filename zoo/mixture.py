@@ -18,7 +18,7 @@ from .linear_gaussian import LinearGaussian, precision_to_tril
 __all__ = ["GaussianMixture", "IsMixture", "MixturePosterior"]
 
 _Shape = torch.Size | list[int] | tuple[int, ...]
-CELLS = 1 << 24  # scores of one chunk, draws x components; bounds memory
+CELLS = 1 << 20  # scores of one chunk, draws x components; more would leave the cache
 
 
 class GaussianMixture(Distribution):
@@ -61,26 +61,27 @@ class GaussianMixture(Distribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density, (..., B), in nats."""
         rows = value.reshape(-1, *self.loc.shape[::2]).double()  # (S, B, D)
-        step = max(1, min(MAX_ROWS, CELLS // self.loc.shape[1]))
-        pieces = [self._score(rows[:, b], b, step) for b in range(rows.shape[1])]
-        return torch.stack(pieces, -1).reshape(value.shape[:-1]).to(value.dtype)
-
-    def _score(self, z: Tensor, b: int, step: int) -> Tensor:
-        """Draws (S, D) of problem b: (S,)."""
-        d, k = z.shape[-1], len(self.precision)
-        i, j = torch.triu_indices(d, d, device=z.device)
-        twice = torch.where(i == j, 0.5, 1.0).to(z)
+        d, k = rows.shape[-1], self.loc.shape[1]
+        i, j = torch.triu_indices(d, d, device=rows.device)
+        twice = torch.where(i == j, 0.5, 1.0).to(rows)
         quadratic = (-self.precision[:, i, j] * twice).T  # (D (D + 1) / 2, K)
-        linear = (self.precision @ self.loc[b, ..., None])[..., 0]  # (K, D)
-        offset = self.component.logits[b] - (linear * self.loc[b]).sum(-1) / 2
+        # entries that all components share, often most of them, stay out of the big product
+        common, quadratic = quadratic[:, 0], quadratic - quadratic[:, :1]
+        varied = quadratic.ne(0).any(1)
+        linear = (self.precision @ self.loc.permute(1, 2, 0)).permute(2, 1, 0)  # (B, D, K)
+        offset = self.component.logits - (linear * self.loc.mT).sum(1) / 2
         offset = offset + torch.logdet(self.precision) / 2 - d / 2 * math.log(2 * math.pi)
-        weights = torch.cat([quadratic, linear.T, offset.reshape(1, k)])
-        found = []
-        for piece in z.split(step):
-            ones = torch.ones_like(piece[:, :1])
-            features = torch.cat([piece[:, i] * piece[:, j], piece, ones], -1)
-            found.append((features @ weights).logsumexp(-1))
-        return torch.cat(found)
+
+        def score(z: Tensor, b: int) -> Tensor:
+            pairs = z[:, i] * z[:, j]
+            features = torch.cat([pairs[:, varied], z, torch.ones_like(z[:, :1])], -1)
+            weights = torch.cat([quadratic[varied], linear[b], offset[b].reshape(1, k)])
+            return (features @ weights).logsumexp(-1) + pairs @ common
+
+        step = max(1, min(MAX_ROWS, CELLS // k))
+        found = [[score(z, b) for z in rows[:, b].split(step)] for b in range(rows.shape[1])]
+        scores = torch.stack([torch.cat(pieces) for pieces in found], -1)
+        return scores.reshape(value.shape[:-1]).to(value.dtype)
 
 
 class IsMixture(ModelLike, Protocol):

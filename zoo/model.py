@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from inference.errors import BadInput, Incompatible, NoExactPosterior
 from inference.guide import Guide, check_counts
+from inference.guides.nuts import NUTS
 from inference.latents import Latents, Values
 from inference.module import LocalModule, localise
 from inference.observation import Observation, check_observation, parts
@@ -94,6 +95,10 @@ class Model(LocalModule):
             got="a model without one",
             fix="Compare with reference=inference.NUTS(model), or with the prior-based checks.",
         )
+
+    def reference(self) -> Guide:
+        """A slow, asymptotically exact guide, for stored draws: NUTS unless the model says."""
+        return NUTS(self)
 
     def predict(self, z: Values) -> Tensor:
         """Mean of the observation given latents (..., B, *shape): for reconstructions.

@@ -217,24 +217,24 @@ def _zoom(grid: GridPosterior) -> tuple[Tensor, Tensor]:
 
     How far the density can rise between two grid points is judged from the lines through the two
     points on their left and the two on their right: a log density that is concave there stays below
-    both.
+    both. On a thin ridge that says too much, so a side grows only if the density itself counts at
+    the edge.
     """
     b, d = grid.low.shape
-    n = grid.n
-    f = grid.log_density.T.reshape(b, *[n] * d).nan_to_num(nan=-torch.inf)
+    f = grid.log_density.T.reshape(b, *[grid.n] * d).nan_to_num(nan=-torch.inf)
     bound = f
     for axis in range(1, d + 1):
         bound = torch.maximum(bound, _reach(f, axis))
-    keep = bound > f.amax(list(range(1, d + 1)), keepdim=True) - DROP
+    least = f.amax(list(range(1, d + 1)), keepdim=True) - DROP
     low, high = [], []
     for axis in range(d):
         others = [a for a in range(1, d + 1) if a != axis + 1]
-        line = keep.amax(others) if others else keep
-        first = line.float().argmax(1)
-        last = grid.n - 1 - line.flip(1).float().argmax(1)
+        near, there = ((t > least).amax(others) if others else t > least for t in (bound, f))
+        first = near.float().argmax(1)
+        last = grid.n - 1 - near.flip(1).float().argmax(1)
         width = grid.n - 1.0
         # one cell of margin, or half a box more on a side where mass touches the edge
-        low.append(torch.where(first == 0, -width / 2, first - 1.0))
-        high.append(torch.where(last == grid.n - 1, 1.5 * width, last + 1.0))
+        low.append(torch.where(there[:, 0], -width / 2, (first - 1.0).clamp_min(0.0)))
+        high.append(torch.where(there[:, -1], 1.5 * width, (last + 1.0).clamp_max(width)))
     at = grid.low, grid.step
     return at[0] + torch.stack(low, -1) * at[1], at[0] + torch.stack(high, -1) * at[1]

@@ -21,9 +21,14 @@ from inference.seeds import seeded
 
 from .model import Model
 
-__all__ = ["StoredDraws", "source_hash"]
+__all__ = ["StoredDraws", "reference_path", "source_hash"]
 
 MAX_RHAT = 1.01  # the standard of public reference posteriors
+
+
+def reference_path(name: str) -> Path:
+    """Where the draws of a model of the zoo lie: inside the package."""
+    return Path(__file__).parent / "reference" / f"{name}.nc"
 
 
 def source_hash(model: Model) -> str:
@@ -155,7 +160,7 @@ class StoredDraws(Guide):
         features = flatten(x, guide.latents.problems(x)).cpu().numpy()
         tree = from_dict(
             {
-                "posterior": {n: v.cpu().numpy() for n, v in found.values.items()},
+                "posterior": {n: _rounded(v.cpu().numpy()) for n, v in found.values.items()},
                 "observed_data": {"x": features},
             },
             dims={n: ["problem"] for n in (*found.values, "x")},
@@ -180,7 +185,22 @@ class StoredDraws(Guide):
             **{f"version_{name}": v for name, v in versions().items()},
         }
         with atomic_path(Path(path)) as temporary:
-            tree.to_netcdf(temporary, engine="h5netcdf")
+            tree.to_netcdf(temporary, engine="h5netcdf", encoding=_small(tree))
+
+
+def _rounded(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Floats with 12 bits of mantissa, a relative error of 1.2e-4: half the size once compressed."""
+    if values.dtype.kind != "f":
+        return values
+    bits = values.astype(np.float32).view(np.int32)
+    kept: np.ndarray[Any, Any] = ((bits + (1 << 10)) & ~((1 << 11) - 1)).view(np.float32)
+    return kept
+
+
+def _small(tree: Any) -> dict[str, Any]:
+    """Compression for every variable of the posterior."""
+    names = tree["posterior"].dataset.data_vars
+    return {"/posterior": {n: {"zlib": True, "shuffle": True, "complevel": 9} for n in names}}
 
 
 def _extreme(data: Any, pick: Any) -> float:

@@ -54,8 +54,10 @@ class TruncatedNormal(Distribution):
         log_p = torch.logaddexp(self.bottom, u.log() + self.log_mass)
         t = _inverse_log_ndtr(log_p).clamp(self.a, self.b)
         z = self.loc + self.scale * torch.where(self.flip, -t, t)
-        margin = (self.high - self.low) * torch.finfo(self.dtype).eps
-        inside: Tensor = z.clamp(self.low + margin, self.high - margin).to(self.dtype)
+        ends = (torch.as_tensor(e).to(z.device, self.dtype) for e in (self.low, self.high))
+        low, high = ends
+        # rounding to the dtype may reach the ends: the nearest numbers inside
+        inside: Tensor = z.to(self.dtype).clamp(low.nextafter(high), high.nextafter(low))
         return inside
 
     def log_prob(self, value: Tensor) -> Tensor:

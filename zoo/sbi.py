@@ -1,0 +1,58 @@
+"""What the six models of the benchmark of simulation-based inference share."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, TransformedDistribution
+from torch.special import log_ndtr
+
+from inference.latents import Site
+
+from .model import Paper
+
+__all__ = ["LUECKMANN", "log_interval", "published", "unconstrained"]
+
+FILE = Path(__file__).with_name("sbi_observations.json")
+
+LUECKMANN = Paper(
+    "Lueckmann et al.",
+    2021,
+    "Benchmarking Simulation-Based Inference",
+    "https://arxiv.org/abs/2101.04653",
+)
+
+
+def published(task: str) -> Tensor:
+    """The ten published observations of a task, (10, F), in their order.
+
+    They come with the benchmark's code, under the MIT licence; the entry "source" of the file says
+    from where. Some were chosen by their authors, who left out posteriors they found too spiked,
+    so the ten are no sample of the joint: use `simulate` for calibration.
+
+    Args:
+        task: the benchmark's own name, "two_moons" for instance.
+
+    Example:
+        >>> published("slcp").shape
+        torch.Size([10, 8])
+    """
+    return torch.tensor(json.loads(FILE.read_text(encoding="utf-8"))[task])
+
+
+def unconstrained(law: Distribution, site: Site) -> Distribution:
+    """A law of the values of a site, batch (B,), as one of its packed vector."""
+    return TransformedDistribution(law, [site.transform.inv], validate_args=False)
+
+
+def log_interval(low: Tensor, high: Tensor) -> Tensor:
+    """log [Phi(high) - Phi(low)] in float64, from the nearer tail; -inf where low >= high."""
+    low, high = low.double(), high.double()
+    flip = low + high > 0
+    low, high = torch.where(flip, -high, low), torch.where(flip, -low, high)
+    top, bottom = log_ndtr(high), log_ndtr(low)
+    part = torch.log1p(-(bottom - top).clamp_max(0.0).exp())
+    return (top + part).masked_fill(low >= high, -torch.inf)

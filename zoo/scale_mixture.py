@@ -1,0 +1,232 @@
+"""Contrast times pattern: the Gaussian scale mixture of natural images."""
+
+from __future__ import annotations
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor
+from torch.distributions import Distribution, MultivariateNormal, constraints
+
+from inference.latents import Values
+from inference.observation import Observation, size
+
+from .gabor import gabors
+from .linear_gaussian import LinearGaussian, LinearGaussianPosterior
+from .model import Model, Paper, from_pyro
+from .two_stage import TwoStage
+
+__all__ = ["ObservedContrast", "ScaleMixture"]
+
+SIDE = 8
+OVERLAP = 0.5  # prior correlation of two coefficients, as a share of their features' overlap
+CONTRASTS = 2.0 ** -torch.arange(-1.0, 4.0)  # 2 down to 1/8
+PAPER = Paper(
+    "Wainwright & Simoncelli",
+    2000,
+    "Scale mixtures of Gaussians and the statistics of natural images",
+    "https://proceedings.neurips.cc/paper/1999/hash/6a5dfac4be1502501489fc0f5a24b667-Abstract.html",
+)
+
+
+def _patterns(latents: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Features A, (F, K), and the Cholesky factor of C = I / 2 + A'A / 2, (K, K)."""
+    features = gabors(latents, SIDE, seed=seed)
+    overlap = features.double().T @ features.double()
+    covariance = torch.eye(latents) + OVERLAP * (overlap - torch.eye(latents))
+    return features, torch.linalg.cholesky(covariance).float()
+
+
+class ScaleMixture(Model):
+    """Coefficients of features have one scale in common, the contrast of the patch.
+
+    c ~ LogNormal(-v^2 / 2, v), of mean one; u ~ Normal(0, C); x given c, u ~ Normal(c A u, s^2 I).
+
+    Contrast and coefficients trade off: the posterior lies along a hyperbola, and how wide it is in
+    u depends on c. At low contrast u keeps its prior, at high contrast the image settles it, so
+    that neurons that sample u vary less when a stimulus appears. A Gaussian guide, even one with
+    all correlations, has one width for all contrasts.
+
+    Args:
+        latents: K, coefficients besides the contrast.
+        noise: s, of a pixel; features have norm one.
+        spread: v, the sd of log contrast.
+        seed: of features and canonical observations.
+
+    References:
+        Scale mixtures of Gaussians and the statistics of natural images (Wainwright & Simoncelli,
+        2000) https://proceedings.neurips.cc/paper/1999/hash/6a5dfac4be1502501489fc0f5a24b667-Abstract.html
+        Neural variability and sampling-based probabilistic representations in the visual cortex
+        (Orban et al., 2016), for the latents as membrane potentials
+        https://doi.org/10.1016/j.neuron.2016.09.038
+    """
+
+    title = "scale mixture"
+    paper = PAPER
+    dims = {"contrast": (), "u": ("coefficient",), "x": ("pixel",)}
+    image_shape = (SIDE, SIDE)
+
+    features: Tensor
+    tril: Tensor
+    scale: Tensor
+    log_contrast: Tensor
+
+    def __init__(
+        self, latents: int = 5, *, noise: float = 0.2, spread: float = 0.6, seed: int = 0
+    ) -> None:
+        super().__init__()
+        features, tril = _patterns(latents, seed)
+        self.register_buffer("features", features)
+        self.register_buffer("tril", tril)
+        self.register_buffer("scale", torch.tensor(noise))
+        self.register_buffer("log_contrast", torch.tensor([-(spread**2) / 2, spread]))
+        self.keep_draws(torch.zeros(1, SIDE**2), seed=seed)
+
+    def forward(self, x: Observation | None = None) -> Tensor:
+        """The generative process."""
+        with pyro.plate("data", 1 if x is None else size(x)):
+            contrast = pyro.sample("contrast", dist.LogNormal(*self.log_contrast))
+            origin = self.tril.new_zeros(len(self.tril))
+            u = pyro.sample("u", dist.MultivariateNormal(origin, scale_tril=self.tril))
+            mean = self.predict({"contrast": contrast, "u": u})
+            observed: Tensor = pyro.sample("x", dist.Normal(mean, self.scale).to_event(1), obs=x)
+            return observed
+
+    def predict(self, z: Values) -> Tensor:
+        """c A u: latents (..., B) and (..., B, K) to (..., B, F)."""
+        return z["contrast"][..., None] * (z["u"] @ self.features.T)
+
+    def spectrum(self) -> tuple[Tensor, Tensor]:
+        """Basis U, (F, K), and gains S, (K,), of A C^(1/2) = U S V', in float64."""
+        patterns = self.features.double() @ self.tril.double()
+        basis, gains, _ = torch.linalg.svd(patterns, full_matrices=False)
+        return basis, gains
+
+    def exact(self) -> ContrastFirst:
+        """Contrast by quadrature, coefficients given the contrast in closed form."""
+        return ContrastFirst(self, from_pyro(self._marginal, self.observations()), self._rest)
+
+    def _marginal(self, x: Tensor) -> None:
+        """u integrated out: U'x given c ~ Normal(0, s^2 + c^2 S^2)."""
+        basis, gains = (t.to(x.dtype) for t in self.spectrum())
+        with pyro.plate("data", len(x)):
+            contrast = pyro.sample("contrast", dist.LogNormal(*self.log_contrast))
+            spread = (self.scale.square() + (contrast[:, None] * gains).square()).sqrt()
+            pyro.sample("x", _Signal(basis, spread), obs=x)
+
+    def _rest(self, log_contrast: Tensor, x: Observation) -> Distribution:
+        """u given c, of which U'x says all that x says: its weights are c U'A."""
+        assert isinstance(x, Tensor)
+        basis, _ = self.spectrum()
+        weights = log_contrast[..., None].double().exp() * (basis.T @ self.features.double())
+        loc, tril = _given_contrast(self, weights).posterior((x.double() @ basis).to(x.dtype))
+        return MultivariateNormal(loc, scale_tril=tril, validate_args=False)
+
+
+class _Signal(TorchDistribution):  # type: ignore[misc]
+    """The law of the signal U'x, (B, K), in an image (B, F); the noise outside is not scored.
+
+    Args:
+        basis: U, (F, K).
+        spread: sd of each coordinate, (B, K).
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}
+    support = constraints.independent(constraints.real, 1)
+
+    def __init__(self, basis: Tensor, spread: Tensor) -> None:
+        super().__init__(spread.shape[:-1], basis.shape[:1], validate_args=False)
+        self.basis, self.signal = basis, dist.Normal(torch.zeros_like(spread), spread).to_event(1)
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        """Images without noise, (..., B, F)."""
+        return self.signal.sample(sample_shape) @ self.basis.T
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-density of the signal, (..., B), in nats."""
+        score: Tensor = self.signal.log_prob(value @ self.basis)
+        return score
+
+
+class ContrastFirst(TwoStage):
+    """p(c given x) p(u given c, x), by what x says about its K dimensions of signal.
+
+    Neither factor depends on the F - K dimensions of pure noise; the evidence does.
+    """
+
+    model: ScaleMixture
+
+    def log_evidence(self, x: Observation) -> Tensor:
+        """log p(x) for each problem, (B,), in nats."""
+        assert isinstance(x, Tensor)
+        basis, _ = self.model.spectrum()
+        pixels, noise = x.double(), self.model.scale.double()
+        outside = (pixels - pixels @ basis @ basis.T) / noise
+        volume = (basis.shape[0] - basis.shape[1]) * (2 * math.pi * noise.square()).log()
+        silent = -(outside.square().sum(-1) + volume) / 2
+        return super().log_evidence(x) + silent.to(x.dtype)
+
+
+class ObservedContrast(Model):
+    """The scale mixture with the contrast known: more contrast, less uncertainty.
+
+    u ~ Normal(0, C); x given u ~ Normal(c A u, s^2 I), the contrast c an input.
+
+    The posterior is Gaussian with precision C^-1 + c^2 A'A / s^2: its variance falls with contrast
+    in every direction, and its mean need not. In a linear Gaussian model without contrast nothing
+    of the kind can happen.
+
+    Args:
+        latents: K.
+        noise: s, of a pixel; features have norm one.
+        seed: of features and canonical observations, whose contrasts go from 2 to 1/8 in octaves.
+
+    References:
+        As for :class:`ScaleMixture`.
+    """
+
+    title = "scale mixture, observed contrast"
+    paper = PAPER
+    dims = {"u": ("coefficient",), "x": ("pixel",)}
+    image_shape = (SIDE, SIDE)
+
+    features: Tensor
+    tril: Tensor
+    scale: Tensor
+
+    def __init__(self, latents: int = 5, *, noise: float = 0.2, seed: int = 0) -> None:
+        super().__init__()
+        features, tril = _patterns(latents, seed)
+        self.register_buffer("features", features)
+        self.register_buffer("tril", tril)
+        self.register_buffer("scale", torch.tensor(noise))
+        self.keep_draws((CONTRASTS, torch.zeros(len(CONTRASTS), SIDE**2)), seed=seed)
+
+    def forward(self, x: Observation | None = None) -> Tensor:
+        """The generative process; x is (contrast (B,), image (B, F))."""
+        contrast, image = (self.x_0[:1], None) if x is None else x
+        with pyro.plate("data", len(contrast)):
+            origin = self.tril.new_zeros(len(self.tril))
+            u = pyro.sample("u", dist.MultivariateNormal(origin, scale_tril=self.tril))
+            x_given_u = dist.Normal(contrast[:, None] * (u @ self.features.T), self.scale)
+            observed: Tensor = pyro.sample("x", x_given_u.to_event(1), obs=image)
+            return observed
+
+    def linear_gaussian(self, x: Observation) -> tuple[LinearGaussian, Tensor]:
+        """The system: weights c A, (B, F, K), one for each problem."""
+        contrast, image = x
+        return _given_contrast(self, contrast[:, None, None] * self.features), image
+
+    def exact(self) -> LinearGaussianPosterior:
+        """The closed-form posterior."""
+        return LinearGaussianPosterior(self)
+
+
+def _given_contrast(model: ScaleMixture | ObservedContrast, weights: Tensor) -> LinearGaussian:
+    """u ~ Normal(0, C), seen through weights (..., K) with noise s."""
+    precision = torch.cholesky_inverse(model.tril.double())
+    origin = weights.new_zeros(weights.shape[-1])
+    return LinearGaussian(origin, precision, weights, origin[:1], model.scale.reshape(1))
