@@ -22,6 +22,7 @@ from diagnostics.report import table, telling
 from diagnostics.rundir import RunDirectory
 from inference.errors import BadInput, Incompatible, NeuroguideError, NoExactPosterior, lookup
 from inference.files import atomic_path
+from inference.observation import take
 from zoo.data import DATA, Data
 from zoo.stored import StoredDraws, reference_path
 from zoo.table import rows
@@ -287,7 +288,8 @@ def _learn_model(run: RunDirectory, device: str) -> Learned:
     cls = zoo.MODELS[c["model"]]
     if c["data"] is None:
         model = cls()
-        return model, model.observations()[: c["problems"]], {}
+        x = model.observations()
+        return model, x if not model.plated else take(x, slice(0, c["problems"])), {}
     data: Data = DATA[c["data"]]()
     model = cls.for_data(data.train)
     model.image_shape = data.image_shape

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -63,10 +64,11 @@ def model(
     figure = new_figure(4.2 * (1 + len(groups)), 3.2)
     axes = figure.subplots(1, 1 + len(groups), squeeze=False)[0]
     made = parts(seen)[lat.slot].double().numpy()
-    if not lat.plated:
-        made = made.reshape(len(made), -1)
     shown = parts(one)[lat.slot].double().numpy()
-    _observations(axes[0], made, shown[0] if lat.plated else shown, model)
+    if lat.plated:
+        _observations(axes[0], made, shown[0], model)
+    else:
+        _rows(axes[0], made, shown)
     for ax, discrete in zip(axes[1:], groups, strict=True):
         sites = [s for s in lat.sites if s.discrete is discrete]
         columns = [prior[s.name].reshape(len(made), -1) for s in sites]
@@ -102,8 +104,12 @@ def _observations(ax: Axes, made: Array, seen: Array, model: Any) -> None:
         ax.imshow(row, cmap="gray")
         ax.set(xticks=[], yticks=[], title="x, and three from the prior")
     elif seen.ndim == 2:
-        ax.imshow(seen, aspect="auto", cmap="gray")
-        ax.set(xlabel="pixel", ylabel="time", title="x")
+        _film(ax, seen)
+    elif set(np.unique(made)) <= {0.0, 1.0}:
+        ax.bar(np.arange(seen.size), made.reshape(len(made), -1).mean(0), color=GREY)
+        ax.plot(np.arange(seen.size), seen.ravel(), "o", color=ACCENT)
+        _integers(ax.xaxis)
+        ax.set(xlabel="feature", ylabel="probability", title="prior predictive, and x")
     elif seen.size == 1:
         ax.hist(_clipped(made.ravel()), bins=40, color=GREY, density=True)
         ax.axvline(float(seen.ravel()[0]), color=ACCENT, lw=2)
@@ -115,6 +121,32 @@ def _observations(ax: Axes, made: Array, seen: Array, model: Any) -> None:
         ax.set(xlabel="x[0]", ylabel="x[1]", title="prior predictive, and x")
     else:
         _band(ax, made.reshape(len(made), -1), seen.ravel())
+
+
+def _rows(ax: Axes, made: Array, seen: Array) -> None:
+    """All rows of a data set that is one problem, together."""
+    edges = np.histogram_bin_edges(np.concatenate([_clipped(made.ravel()), seen.ravel()]), 30)
+    bins = edges.tolist()
+    ax.hist(made.ravel(), bins, density=True, color=GREY)
+    ax.hist(seen.ravel(), bins, density=True, histtype="step", color=ACCENT, lw=2)
+    ax.set(xlabel="value", yticks=[], title="prior predictive, and x, all rows")
+
+
+def _film(ax: Axes, frames: Array) -> None:
+    """Frames (T, F) side by side if they are squares, each with a contrast of its own."""
+    side = math.isqrt(frames.shape[1])
+    scaled = (frames - frames.mean(1, keepdims=True)) / frames.std(1, keepdims=True)
+    if side**2 == frames.shape[1]:
+        rows = -(-len(frames) // 5)
+        wall = np.full((rows * (side + 1), 5 * (side + 1)), np.nan)
+        for t, frame in enumerate(scaled):
+            i, j = t // 5 * (side + 1), t % 5 * (side + 1)
+            wall[i : i + side, j : j + side] = frame.reshape(side, side)
+        ax.imshow(wall[:-1, :-1], cmap="gray", vmin=-2.5, vmax=2.5)
+        ax.set(xticks=[], yticks=[], title="x, frame by frame")
+    else:
+        ax.imshow(scaled, aspect="auto", cmap="gray", vmin=-2.5, vmax=2.5)
+        ax.set(xlabel="feature", ylabel="time", title="x")
 
 
 def _band(ax: Axes, made: Array, seen: Array) -> None:
@@ -151,7 +183,11 @@ def _values(ax: Axes, before: Array, after: Array | None, labels: list[str]) -> 
     if len(labels) == 1:
         ax.set(xlabel=labels[0], yticks=[])
     elif len(labels) == 2:
-        ax.set(xlabel=labels[0], ylabel=labels[1])
+        low, high = np.quantile(before, [0.003, 0.997], axis=0)
+        margin = 0.15 * (high - low)
+        ax.set(xlim=(low[0] - margin[0], high[0] + margin[0]))
+        ax.set(ylim=(low[1] - margin[1], high[1] + margin[1]))
+        ax.set(xlabel=labels[0], ylabel=labels[1], aspect="equal")
     else:
         _ticks(ax, labels)
 

@@ -479,3 +479,88 @@ def test_one_problem_must_come_whole():
     with pytest.raises(BadInput, match=r"x\[0\].*\(4, 2\).*got 3 rows\. Pass the whole"):
         lat.check((inputs[:3], labels[:3]))
     check_observation(GOOD[:1], GOOD)  # rows are free where each is a problem
+
+
+# a data set that is one problem: many draws at once
+
+
+def branching(inputs, labels):
+    """Looks at the value of a latent, which torch cannot vectorise."""
+    w = pyro.sample("w", dist.Normal(inputs.new_zeros(2), 1.0).to_event(1))
+    noise = 0.5 if bool(w[0] > 0) else 2.0
+    with pyro.plate("rows", len(inputs)):
+        pyro.sample("y", dist.Normal(inputs @ w, noise), obs=labels)
+
+
+def straight(inputs, labels):
+    """The same without looking."""
+    w = pyro.sample("w", dist.Normal(inputs.new_zeros(2), 1.0).to_event(1))
+    noise = torch.where(w[0] > 0, w.new_tensor(0.5), w.new_tensor(2.0))
+    with pyro.plate("rows", len(inputs)):
+        pyro.sample("y", dist.Normal(inputs @ w, noise), obs=labels)
+
+
+def one_data_set():
+    inputs = torch.linspace(-1, 2, 14, dtype=torch.float64).reshape(7, 2)
+    return inputs, inputs.sum(1).sin()
+
+
+def test_many_draws_of_one_problem_are_scored_at_once(monkeypatch):
+    """Vectorised as one call, in chunks, and one by one: the same numbers and gradients."""
+    x, w = one_data_set(), torch.linspace(-1, 1, 40, dtype=torch.float64).reshape(20, 1, 2)
+    calls = []
+
+    def counted(inputs, labels):
+        calls.append(1)
+        return straight(inputs, labels)
+
+    model = zoo.from_pyro(counted, x)
+    lat = Latents(model)
+    calls.clear()
+    w.requires_grad_()
+    at_once = lat.log_joint({"w": w}, x)
+    assert len(calls) == 1
+    monkeypatch.setattr("inference.latents.MAX_ROWS", 3 * 7)
+    torch.testing.assert_close(lat.log_joint({"w": w}, x), at_once, rtol=1e-12, atol=0)
+    assert len(calls) == 1 + 7
+    loop = Latents(zoo.from_pyro(branching, x)).log_joint({"w": w}, x)
+    torch.testing.assert_close(loop, at_once, rtol=1e-12, atol=0)
+    slopes = [torch.autograd.grad(v.sum(), w)[0] for v in (at_once, loop)]
+    torch.testing.assert_close(*slopes, rtol=1e-10, atol=1e-12)
+
+
+def test_an_error_in_the_users_program_is_the_users_error():
+    def broken(inputs, labels):
+        w = pyro.sample("w", dist.Normal(inputs.new_zeros(2), 1.0).to_event(1))
+        with pyro.plate("rows", len(inputs)):
+            pyro.sample("y", dist.Normal(inputs @ w, 1.0), obs=labels)
+        if len(inputs) and w.sum() > 100:
+            raise RuntimeError("weights too large")
+
+    x = one_data_set()
+    lat = Latents(zoo.from_pyro(broken, x))
+    with pytest.raises(RuntimeError, match="weights too large"):
+        lat.log_joint({"w": torch.full((3, 1, 2), 99.0, dtype=torch.float64)}, x)
+
+
+def test_chunks_are_small_where_observations_are_big(monkeypatch):
+    """A film counts as many numbers, not as one row."""
+    monkeypatch.setattr("inference.latents.MAX_CELLS", 60)
+    rows = []
+
+    def program(x):
+        rows.append(len(x))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample(
+                "x",
+                dist.Normal(z.sum(-1, keepdim=True), 1.0).expand([len(x), 10]).to_event(1),
+                obs=x,
+            )
+
+    x = torch.zeros(2, 10)
+    lat = Latents(zoo.from_pyro(program, x))
+    rows.clear()
+    assert lat.log_joint({"z": torch.zeros(7, 2, 2)}, x).shape == (7, 2)
+    assert max(rows) * 10 <= 60
+    assert sum(rows) == 14

@@ -44,7 +44,9 @@ class SpikeStatistic(TorchDistribution):  # type: ignore[misc]
 
     def expand(self, batch_shape: torch.Size, _instance: None = None) -> SpikeStatistic:
         """The same distribution for more batch dims."""
-        return SpikeStatistic(self.z.expand(torch.Size(batch_shape) + self.event_shape), self.design)
+        return SpikeStatistic(
+            self.z.expand(torch.Size(batch_shape) + self.event_shape), self.design
+        )
 
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         """Spikes, summed."""

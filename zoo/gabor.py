@@ -49,4 +49,5 @@ def gabors(count: int, side: int, *, seed: int) -> Tensor:
     cycles = (right * angle.cos() + down * angle.sin()) / wavelength + PHASE * (2 * phase - 1)
     window = (-(down.square() + right.square()) / (2 * (ENVELOPE * wavelength).square())).exp()
     wave = window * (2 * math.pi * cycles).cos()
-    return (wave / wave.norm(dim=1, keepdim=True)).T.float().contiguous()
+    features: Tensor = (wave / wave.norm(dim=1, keepdim=True)).T.float().contiguous()
+    return features

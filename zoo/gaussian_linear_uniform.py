@@ -86,7 +86,7 @@ class _Posterior(ClosedForm):
     def log_evidence(self, x: Observation) -> Tensor:
         """log prod_i [Phi((1 - x_i) / s) - Phi((-1 - x_i) / s)] / 2, (B,), in nats."""
         assert isinstance(x, Tensor)
-        each = self._cut(x).log_mass - math.log(2 * self.model.bound)
+        each: Tensor = self._cut(x).log_mass - math.log(2 * self.model.bound)
         return each.sum(-1).to(x.dtype)
 
     def _cut(self, x: Observation) -> TruncatedNormal:

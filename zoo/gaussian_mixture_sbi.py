@@ -93,7 +93,8 @@ class _Posterior(ClosedForm):
         assert isinstance(x, Tensor)
         masses = self._cut(x).log_mass.sum(-1)
         area = math.log(2 * (2 * self.model.bound) ** 2)
-        return (masses.logsumexp(-1) - area).to(x.dtype)
+        evidence: Tensor = (masses.logsumexp(-1) - area).to(x.dtype)
+        return evidence
 
     def _cut(self, x: Observation) -> TruncatedNormal:
         """Wide and narrow, batch (B, 2, 2): problems, components, coordinates."""

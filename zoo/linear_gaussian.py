@@ -83,6 +83,10 @@ class LinearGaussian:
         origin = self.mean.double()
         error = (y.double() - self._predict(origin)) / self._noise()
         drive = (self._scaled_weights().mT @ error[..., None])[..., 0]
+        if factor.dim() > 2 and factor.shape[-3] == 1:  # problems share it: one solve for them all
+            lead = torch.broadcast_shapes(drive.shape[:-2], factor.shape[:-3])
+            right = drive.expand(*lead, *drive.shape[-2:]).mT
+            return origin + torch.cholesky_solve(right, factor[..., 0, :, :]).mT
         batch = torch.broadcast_shapes(drive.shape[:-1], factor.shape[:-2])
         wide = factor.expand(*batch, *factor.shape[-2:])
         step = torch.cholesky_solve(drive.expand(*batch, -1)[..., None], wide)[..., 0]

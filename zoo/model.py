@@ -83,6 +83,11 @@ class Model(LocalModule):
         tensors = tuple(getattr(self, f"x_{k}") for k in range(self.tuple_of or 1))
         return tensors if self.tuple_of else tensors[0]
 
+    @property
+    def plated(self) -> bool:
+        """Each row of x is a problem of its own."""
+        return Latents(self).plated
+
     def exact(self) -> Guide:
         """The exact posterior, a guide.
 

@@ -12,7 +12,7 @@ from torch.distributions import Distribution, constraints
 from inference.errors import BadInput, Incompatible
 from inference.latents import Latents, ModelLike
 from inference.objectives.elbo import ELBO
-from inference.observation import Observation
+from inference.observation import Observation, take
 from inference.packed import PackedGuide
 
 __all__ = ["GridPosterior", "Quadrature"]
@@ -106,12 +106,16 @@ class Quadrature(PackedGuide):
         b, n = lat.problems(x), COARSE[lat.size]
         low = (centre - START * scale).expand(b, -1)
         high = (centre + START * scale).expand(b, -1)
+        low, high = low.clone(), high.clone()
+        rows = torch.arange(b, device=low.device)
         for _ in range(ROUNDS):
-            new_low, new_high = _zoom(GridPosterior(lat, x, low, high, n))
-            settled = (new_high - new_low) > 0.8 * (high - low)
-            grown = (new_low < low) | (new_high > high)
-            low, high = new_low, new_high
-            if bool((settled & ~grown).all()):
+            some = take(x, rows) if lat.plated else x
+            before = low[rows], high[rows]
+            low[rows], high[rows] = _zoom(GridPosterior(lat, some, *before, n))
+            settled = (high - low)[rows] > 0.8 * (before[1] - before[0])
+            grown = (low[rows] < before[0]) | (high[rows] > before[1])
+            rows = rows[~(settled & ~grown).all(-1)]
+            if len(rows) == 0:
                 break
         return low, high
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -10,13 +11,15 @@ from torch import Tensor
 from torch.distributions import Distribution, TransformedDistribution
 from torch.special import log_ndtr
 
+from inference.errors import BadInput
 from inference.latents import Site
 
 from .model import Paper
 
-__all__ = ["LUECKMANN", "log_interval", "published", "unconstrained"]
+__all__ = ["LUECKMANN", "keep_trying", "log_interval", "published", "unconstrained"]
 
 FILE = Path(__file__).with_name("sbi_observations.json")
+ROUNDS = 10_000
 
 LUECKMANN = Paper(
     "Lueckmann et al.",
@@ -55,4 +58,31 @@ def log_interval(low: Tensor, high: Tensor) -> Tensor:
     low, high = torch.where(flip, -high, low), torch.where(flip, -low, high)
     top, bottom = log_ndtr(high), log_ndtr(low)
     part = torch.log1p(-(bottom - top).clamp_max(0.0).exp())
-    return (top + part).masked_fill(low >= high, -torch.inf)
+    mass: Tensor = (top + part).masked_fill(low >= high, -torch.inf)
+    return mass
+
+
+def keep_trying(propose: Callable[[Tensor], tuple[Tensor, Tensor]], values: Tensor) -> Tensor:
+    """Rejection sampling of all rows of `values`, (N, D), which are overwritten.
+
+    Args:
+        propose: takes the numbers of the rows still open, (M,); gives a proposal for each, (M, D),
+            and whether it is kept, (M,).
+        values: where to put what is kept.
+
+    Raises:
+        BadInput: a row that 10,000 proposals have not filled.
+    """
+    left = torch.arange(len(values), device=values.device)
+    for _ in range(ROUNDS):
+        found, kept = propose(left)
+        values[left[kept]] = found[kept]
+        left = left[~kept]
+        if len(left) == 0:
+            return values
+    raise BadInput(
+        "x",
+        expected="observations that the model can make",
+        got=f"one that is all but impossible: no draw in {ROUNDS:,} rounds",
+        fix="Leave it out.",
+    )

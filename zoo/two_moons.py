@@ -19,7 +19,7 @@ from inference.observation import Observation, size
 from inference.packed import PackedGuide
 
 from .model import Model
-from .sbi import LUECKMANN, log_interval, published, unconstrained
+from .sbi import LUECKMANN, keep_trying, log_interval, published, unconstrained
 from .truncated import TruncatedNormal
 
 __all__ = ["Crescent", "TwoMoons"]
@@ -29,7 +29,6 @@ OFFSET = 0.25
 ANGLES = 8192
 REACH = 40.0  # radii further from the mean, in widths, weigh e^-800: not possible
 DROP = 28.0  # nats below the likeliest angle: what is left out weighs about 1e-12
-ROUNDS = 10_000
 
 
 class Crescent(TorchDistribution):  # type: ignore[misc]
@@ -192,7 +191,8 @@ class _Moons(Distribution):
         low, high = self._radii(a)  # (B, A)
         score = log_interval((low - self.radius) / self.width, (high - self.radius) / self.width)
         self.log_fraction = score.logsumexp(-1) - math.log(angles)
-        self._refuse(self.log_fraction.isneginf(), "impossible for any z in the box")
+        if bool(self.log_fraction.isneginf().any()):
+            raise _impossible(x, int(self.log_fraction.isneginf().nonzero()[0]))
         # proposals cover the angles and radii that count, with a margin for what lies between
         # the grid's angles
         kept = score > score.max(-1, keepdim=True).values - DROP
@@ -222,21 +222,12 @@ class _Moons(Distribution):
     def sample(self, sample_shape: _Shape = torch.Size()) -> Tensor:  # noqa: B008
         """Independent draws, (..., B, 2)."""
         shape = torch.Size(sample_shape) + self.batch_shape
-        z = self.x.new_empty(shape.numel(), 2)
-        left = torch.arange(len(z), device=z.device)
-        for _ in range(ROUNDS):
-            found, kept = self._propose(left % len(self.x))
-            z[left[kept]] = found[kept]
-            left = left[~kept]
-            if len(left) == 0:
-                break
-        missing = torch.zeros(len(self.x), dtype=torch.bool, device=z.device)
-        missing[left % len(self.x)] = True
-        self._refuse(missing, f"all but impossible: no draw in {ROUNDS:,} rounds")
+        z = keep_trying(self._propose, self.x.new_empty(shape.numel(), 2))
         return z.reshape(*shape, 2).to(self.dtype)
 
-    def _propose(self, problem: Tensor) -> tuple[Tensor, Tensor]:
-        """One point (N, 2) for each of the problems (N,), and whether it is kept."""
+    def _propose(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """One point for each of the rows (N,), (N, 2), and whether it is kept."""
+        problem = rows % len(self.x)
         eps = torch.finfo(self.dtype).eps
         first, last = self.first[problem], self.last[problem]
         a = first + (last - first) * torch.rand_like(first)
@@ -260,13 +251,12 @@ class _Moons(Distribution):
         outside = (u <= 0) | (value.abs().amax(-1) > 1)
         return score.masked_fill(outside, -torch.inf).to(self.dtype)
 
-    def _refuse(self, problems: Tensor, why: str) -> None:
-        if bool(problems.any()):
-            k = int(problems.nonzero()[0])
-            x = ", ".join(f"{v:.4g}" for v in self.x[k].tolist())
-            raise BadInput(
-                "x",
-                expected="observations that the model can make",
-                got=f"problem {k} with x = ({x}), {why}",
-                fix="Leave it out.",
-            )
+
+def _impossible(x: Tensor, k: int) -> BadInput:
+    place = ", ".join(f"{v:.4g}" for v in x[k].tolist())
+    return BadInput(
+        "x",
+        expected="observations that the model can make",
+        got=f"problem {k} with x = ({place}), impossible for any z in the box",
+        fix="Leave it out.",
+    )

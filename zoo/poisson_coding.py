@@ -1,0 +1,142 @@
+"""Poisson coding: spike counts explain an image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, Self
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.nn import PyroParam
+from torch import Tensor, nn
+
+from inference.guide import Guide
+from inference.latents import Values
+from inference.observation import Observation, size
+
+from .exact import MAX_STATES, Enumerated
+from .gabor import gabors
+from .gibbs import Gibbs
+from .model import Model, Paper
+
+__all__ = ["PoissonCoding"]
+
+NOISE_FLOOR = 0.02  # in `for_data`
+MOST = 5  # latents that are enumerated: 16^5 states are a million
+LARGEST = 255  # count that Gibbs sampling considers
+TAIL = 1e-14
+
+
+class PoissonCoding(Model):
+    """Each neuron says how often its feature is there, in spikes.
+
+    z_k ~ Poisson(exp(u_k)); x given z ~ Normal(dec(z), diag(s^2)), dec(z) = A z or A MLP(z).
+
+    The posterior is discrete and one-sided, and features that overlap share spikes or compete for
+    them. Its variance is half its mean, whereas independent Poisson neurons have the same variance
+    as mean: the best of them miss log p(x) by 2.3 nats, on average over the canonical observations.
+
+    Args:
+        latents: K.
+        side: pixels along a side of the image.
+        hidden: widths of softplus layers between z and the dictionary A; none by default.
+        noise: s, the same for all pixels at first; features have norm one.
+        noise_floor: smallest noise sd; pixels that never change would otherwise have none.
+        bound: largest count of the exact posterior. By default the smallest that the prior reaches
+            with probability below 1e-14, or what a million states allow. Posterior tails average to
+            that of the prior: for images of the model, mass beyond 1e-9 at the bound is a one in
+            100,000 chance. `exact().error(x)` says what it is for any other.
+        seed: of decoder and canonical observations.
+
+    References:
+        Brain-like variational inference (Vafaii, Galor & Yates, 2025), whose model this is
+        https://arxiv.org/abs/2410.19315
+
+    Differences:
+        Gabor features stand for learned ones, until `dictionary` is learned. Noise has a floor
+        where theirs is clamped.
+    """
+
+    title = "Poisson coding"
+    paper = Paper(
+        "Vafaii, Galor & Yates",
+        2025,
+        "Brain-like variational inference",
+        "https://arxiv.org/abs/2410.19315",
+    )
+    dims = {"z": ("neuron",), "x": ("pixel",)}
+
+    def __init__(
+        self,
+        latents: int = 3,
+        *,
+        side: int = 4,
+        hidden: Sequence[int] = (),
+        noise: float = 0.5,
+        noise_floor: float = 1e-4,
+        bound: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.bound, self.image_shape = bound, (side, side)
+        g = torch.Generator().manual_seed(seed)
+        sizes = latents, *hidden
+        layers = [_layer(n, m, g) for n, m in pairwise(sizes)]
+        self.body = nn.Sequential(*layers)  # with no layer, the identity
+        self.dictionary = nn.Parameter(gabors(sizes[-1], side, seed=seed))
+        self.log_rate = nn.Parameter(torch.linspace(-0.8, 0.2, latents))
+        positive = dist.constraints.greater_than(noise_floor)
+        self.scale = PyroParam(torch.full((side**2,), noise), positive)
+        self.keep_draws(torch.zeros(1, side**2), seed=seed)
+
+    @classmethod
+    def for_data(cls, x: Tensor, **knobs: Any) -> Self:
+        """A model for data (N, F): small random dictionary, noise that explains all."""
+        model = cls(**{"noise_floor": NOISE_FLOOR, **knobs})
+        g = torch.Generator().manual_seed(knobs.get("seed", 0))
+        random = torch.randn(x.shape[1], model.dictionary.shape[1], generator=g)
+        model.dictionary = nn.Parameter(0.2 * x.std() * random)
+        # half as much again as the floor: on it the unconstrained parameter would be infinite
+        floor = 1.5 * knobs.get("noise_floor", NOISE_FLOOR)
+        model.scale = x.square().mean(0).sqrt().clamp_min(floor)
+        model.image_shape = None
+        model.keep(x[:100].clone())
+        return model
+
+    def forward(self, x: Observation | None = None) -> Tensor:
+        """The generative process."""
+        with pyro.plate("data", 1 if x is None else size(x)):
+            z = pyro.sample("z", dist.Poisson(self.log_rate.exp()).to_event(1))
+            x_given_z = dist.Normal(self.predict({"z": z}), self.scale).to_event(1)
+            observed: Tensor = pyro.sample("x", x_given_z, obs=x)
+            return observed
+
+    def predict(self, z: Values) -> Tensor:
+        """The decoder: counts (..., B, K) to (..., B, F)."""
+        mean: Tensor = self.body(z["z"]) @ self.dictionary.T
+        return mean
+
+    def exact(self) -> Guide:
+        """Enumeration of all counts up to five latents; beyond, Gibbs sampling."""
+        bound = self._bound() if self.bound is None else self.bound
+        guide = Enumerated if len(self.log_rate) <= MOST else Gibbs
+        return guide(self, bound=bound)
+
+    @torch.no_grad()
+    def _bound(self) -> int:
+        """The smallest count n with P(z_k >= n) < 1e-14 for every k, as far as states allow."""
+        latents = len(self.log_rate)
+        most = int(MAX_STATES ** (1 / latents) + 1e-9) - 1 if latents <= MOST else LARGEST
+        counts = torch.arange(1.0, most, dtype=torch.float64)
+        rate = self.log_rate.double().exp().max().cpu()
+        return 1 + int((torch.special.gammainc(counts, rate) >= TAIL).sum())
+
+
+def _layer(inputs: int, outputs: int, g: torch.Generator) -> nn.Module:
+    """A linear layer and a softplus, initialised from g alone."""
+    linear = nn.utils.skip_init(nn.Linear, inputs, outputs)
+    nn.init.normal_(linear.weight, std=inputs**-0.5, generator=g)
+    nn.init.zeros_(linear.bias)
+    return nn.Sequential(linear, nn.Softplus())
