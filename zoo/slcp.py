@@ -27,6 +27,7 @@ _Shape = torch.Size | list[int] | tuple[int, ...]
 BOUND, POINTS = 3.0, 4
 NODES = (14, 36, 28)  # of z_5, z_3 and z_4
 SPAN = 50.0  # twice the nats below the peak at which a range may stop
+BOX_ERROR = 1e-6  # of the log-probability of a box that holds more than 1e-6
 
 
 class SLCP(Model):
@@ -147,7 +148,8 @@ class SLCPPosterior(PackedGuide):
     of the box under Normal(mean of the points, S / 4). The grid is a product of Gauss-Legendre
     rules: z_5 on its interval, then 1 / z_3^2, then 1 / z_4^2 in a range that follows its ridge,
     for in 1 / z_4^2 the likelihood is a Gaussian. Draws are picked from the cells of the rule and
-    take ten independence Metropolis steps on p(S given x) itself, which remove the cells.
+    take ten independence Metropolis steps on p(S given x) itself, which remove the cells. The error
+    of log p(x) is below 1e-4 nats for nearly all observations; `error` gives a cautious estimate.
 
     Args:
         model: SLCP.
@@ -167,9 +169,9 @@ class SLCPPosterior(PackedGuide):
         return law.cube.log_normaliser.to(law.dtype)
 
     def error(self, x: Observation) -> dict[str, Tensor]:
-        """Three quarters of the nodes of every axis against all of them, (B,)."""
+        """Three quarters of the nodes of every axis against all of them, and the box, (B,)."""
         law = self._law(x)
-        return {"log_evidence": (law.cube.error() + torch.finfo(law.dtype).eps).to(law.dtype)}
+        return {"log_evidence": (law.cube.error() + BOX_ERROR).to(law.dtype)}
 
     def _law(self, x: Observation) -> _Law:
         assert isinstance(x, Tensor)

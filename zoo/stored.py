@@ -165,7 +165,7 @@ class StoredDraws(Guide):
         features = flatten(x, guide.latents.problems(x)).cpu().numpy()
         tree = from_dict(
             {
-                "posterior": {n: _rounded(v.cpu().numpy()) for n, v in found.values.items()},
+                "posterior": {n: v.cpu().numpy() for n, v in found.values.items()},
                 "observed_data": {"x": features},
             },
             dims={n: ["problem"] for n in (*found.values, "x")},
@@ -193,19 +193,16 @@ class StoredDraws(Guide):
             tree.to_netcdf(temporary, engine="h5netcdf", encoding=_small(tree))
 
 
-def _rounded(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Floats with 12 bits of mantissa, a relative error of 1.2e-4: half the size on file."""
-    if values.dtype.kind != "f":
-        return values
-    bits = values.astype(np.float32).view(np.int32)
-    kept: np.ndarray[Any, Any] = ((bits + (1 << 10)) & ~((1 << 11) - 1)).view(np.float32)
-    return kept
-
-
 def _small(tree: Any) -> dict[str, Any]:
-    """Compression for every variable of the posterior."""
-    names = tree["posterior"].dataset.data_vars
-    return {"/posterior": {n: {"zlib": True, "shuffle": True, "complevel": 9} for n in names}}
+    """Compression, and 16 bits for each draw where they resolve 1/500 of every posterior sd."""
+    found = {}
+    for name, variable in tree["posterior"].dataset.data_vars.items():
+        packing: dict[str, Any] = {"zlib": True, "shuffle": True, "complevel": 9}
+        step = float(np.abs(variable.values).max()) / 32767
+        if variable.dtype.kind == "f" and step < float(variable.std(("chain", "draw")).min()) / 500:
+            packing |= {"dtype": "int16", "scale_factor": step, "_FillValue": -32768}
+        found[name] = packing
+    return {"/posterior": found}
 
 
 def _extreme(data: Any, pick: Any) -> float:
