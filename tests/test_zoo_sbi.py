@@ -292,6 +292,11 @@ def test_crescent_has_mass_one_and_the_radius_it_says():
     within(r.mean(), 0.1, 0.01 / math.sqrt(20_000))
 
 
+def test_two_moons_refuses_a_width_with_negative_radii():
+    with pytest.raises(BadInput, match="at most a sixth of the radius"):
+        TwoMoons(width=0.05)
+
+
 def test_two_moons_names_the_impossible_problem():
     exact = TwoMoons().exact()
     x = torch.tensor([[0.0, 0.0], [0.9, 0.0]])

@@ -51,9 +51,8 @@ class Banana(Model):
     def __init__(self, *, noise: float = 0.2, seed: int = 0) -> None:
         super().__init__()
         self.register_buffer("scale", torch.tensor(noise))
-        self.keep_draws(torch.zeros(1, 1), 97, seed=seed)
         known = torch.tensor([[0.0], [1.0], [2.0]])
-        self.keep(torch.cat([known, self.x_0]))
+        self.keep_draws(known, 97, before=known, seed=seed)
 
     def forward(self, x: Observation | None = None) -> Tensor:
         """The generative process."""

@@ -51,9 +51,8 @@ class ContinuousSprinkler(Model):
         super().__init__()
         self.register_buffer("prior_scale", torch.tensor([2.0, 2.0]).sqrt())
         self.register_buffer("base", torch.tensor(3.0))
-        self.keep_draws(torch.zeros(1, 1), 95, seed=seed)
         known = torch.tensor([[0.0], [5.0], [8.0], [12.0], [50.0]])
-        self.keep(torch.cat([known, self.x_0]))
+        self.keep_draws(known, 95, before=known, seed=seed)
 
     def forward(self, x: Observation | None = None) -> Tensor:
         """The generative process."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
+import torch
 from torch import Tensor, nn
 
 from inference.errors import BadInput, Incompatible, NoExactPosterior
@@ -67,16 +68,20 @@ class Model(LocalModule):
         for k, t in enumerate(parts(x)):
             self.register_buffer(f"x_{k}", t, persistent=False)
 
-    def keep_draws(self, like: Observation, n: int = 100, *, seed: int) -> None:
+    def keep_draws(
+        self, like: Observation, n: int = 100, *, before: Tensor | None = None, seed: int
+    ) -> None:
         """Make n draws from the joint the model's own observations.
 
         Args:
             like: one observation or more, of the right shapes; inputs among them are cycled.
-            n: problems.
+            n: draws.
+            before: famous or hard observations that stand before the draws.
             seed: draws depend on it alone.
         """
         self.keep(like)
-        self.keep(self.simulate(n, seed=seed)[1])
+        drawn = self.simulate(n, seed=seed)[1]
+        self.keep(drawn if before is None else torch.cat([before, *parts(drawn)]))
 
     def observations(self) -> Observation:
         """Canonical or real inputs, (B, ...)."""

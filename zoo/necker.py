@@ -110,10 +110,9 @@ class Necker(Model):
         self.register_buffer("face", 1 - 2 * corners[:, 0])
         self.register_buffer("coupling", coupling * edges * self.face.outer(self.face))
         self.register_buffer("gain", torch.tensor(gain))
-        self.keep_draws(torch.zeros(1, 8), 98, seed=seed)
         known = torch.zeros(2, 8)
         known[1, 1] = 2.0
-        self.keep(torch.cat([known, self.x_0]))
+        self.keep_draws(known, 98, before=known, seed=seed)
 
     def forward(self, x: Observation | None = None) -> Tensor:
         """The generative process."""

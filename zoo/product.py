@@ -51,9 +51,8 @@ class Product(Model):
     def __init__(self, *, noise: float = 0.2, seed: int = 0) -> None:
         super().__init__()
         self.register_buffer("scale", torch.tensor(noise))
-        self.keep_draws(torch.zeros(1, 1), 96, seed=seed)
         known = torch.tensor([[1.0], [2.0], [0.0], [-0.5]])
-        self.keep(torch.cat([known, self.x_0]))
+        self.keep_draws(known, 96, before=known, seed=seed)
 
     def forward(self, x: Observation | None = None) -> Tensor:
         """The generative process."""

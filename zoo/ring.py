@@ -59,9 +59,8 @@ class Ring(Model):
     def __init__(self, *, noise: float = 0.5, seed: int = 0) -> None:
         super().__init__()
         self.register_buffer("scale", torch.tensor(noise))
-        self.keep_draws(torch.zeros(1, 1), 95, seed=seed)
         known = torch.tensor([[3.0], [1.0], [0.0], [6.0], [12.0]])
-        self.keep(torch.cat([known, self.x_0]))
+        self.keep_draws(known, 95, before=known, seed=seed)
 
     def forward(self, x: Observation | None = None) -> Tensor:
         """The generative process."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import pyro
 import pyro.distributions as dist
 import torch
@@ -12,12 +10,11 @@ from torch.distributions import Distribution, constraints
 from torch.nn.functional import logsigmoid
 
 from inference.latents import Values
-from inference.objectives.elbo import ELBO
 from inference.observation import Observation, size
-from inference.packed import PackedGuide
 
 from .model import Model, Paper, from_pyro
-from .quadrature import GridPosterior, Quadrature
+from .quadrature import GridPosterior
+from .two_stage import Gridded
 
 __all__ = ["SquareRoot", "SquareRootPosterior"]
 
@@ -62,9 +59,8 @@ class SquareRoot(Model):
         super().__init__()
         self.register_buffer("centre", torch.tensor([centre]))
         self.register_buffer("scale", torch.tensor(noise))
-        self.keep_draws(torch.zeros(1, 1), 95, seed=seed)
         known = torch.tensor([[1.0], [0.5], [0.0], [4.0], [9.0]])
-        self.keep(torch.cat([known, self.x_0]))
+        self.keep_draws(known, 95, before=known, seed=seed)
 
     def forward(self, x: Observation | None = None) -> Tensor:
         """The generative process."""
@@ -90,7 +86,7 @@ class SquareRoot(Model):
             pyro.sample("x", dist.Normal(r.square(), self.scale).to_event(1), obs=x)
 
 
-class SquareRootPosterior(PackedGuide):
+class SquareRootPosterior(Gridded):
     """r = |z| on a grid over log r, then z = r with probability sigmoid(2 m r), else -r.
 
     One narrow mode in log r instead of two far apart in z: exact however small the noise is.
@@ -99,27 +95,14 @@ class SquareRootPosterior(PackedGuide):
         model: a :class:`SquareRoot`.
     """
 
-    kind: ClassVar[str] = "quadrature"
-    objective = ELBO
     model: SquareRoot
 
     def __init__(self, model: SquareRoot) -> None:
-        super().__init__(model)
-        self.__dict__["grid"] = Quadrature(from_pyro(model.size_alone, model.observations()))
+        super().__init__(model, from_pyro(model.size_alone, model.observations()))
 
     def distribution(self, x: Observation) -> Distribution:
         """Size and sign: batch (B,), event (1,)."""
         return _Signed(self.grid.distribution(x), self.model.centre)
-
-    def log_evidence(self, x: Observation) -> Tensor:
-        """log p(x) for each problem, (B,), in nats."""
-        evidence: Tensor = self.grid.log_evidence(x)
-        return evidence
-
-    def error(self, x: Observation) -> dict[str, Tensor]:
-        """Error of the gridded size, as of :class:`Quadrature`; the sign adds none."""
-        found: dict[str, Tensor] = self.grid.error(x)
-        return found
 
 
 class _Signed(Distribution):

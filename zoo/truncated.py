@@ -30,7 +30,9 @@ class TruncatedNormal(Distribution):
     arg_constraints: dict[str, constraints.Constraint] = {}
     has_rsample = False
 
-    def __init__(self, loc: Tensor, scale: Tensor, low: float, high: float) -> None:
+    def __init__(
+        self, loc: Tensor, scale: Tensor, low: float | Tensor, high: float | Tensor
+    ) -> None:
         loc, scale = torch.broadcast_tensors(loc, scale)
         super().__init__(loc.shape, validate_args=False)
         self.dtype, self.low, self.high = loc.dtype, low, high

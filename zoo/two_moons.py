@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pyro
 import pyro.distributions as dist
@@ -77,9 +77,9 @@ class TwoMoons(Model):
     x given z = (r cos a + .25 - abs(g), r sin a + h).
 
     With u = x_1 + abs(g) - .25, v = x_2 - h and r = hypot(u, v), p(x given z) is
-    Normal(r; .1, .01^2) / (pi r) where u > 0, and nothing elsewhere. Each of the two crescents has
-    exactly half the posterior and is ten times as long as wide, bent by half a turn. Since
-    log p(x, z) is -inf over most of the box, a guide wider than the posterior has no ELBO.
+    Normal(r; .1, .01^2) / (pi r) where u > 0, and nothing elsewhere. Each of the two crescents is
+    half a circle of radius .1 and width .01, and has exactly half the posterior. Since
+    log p(x, z) is -inf over much of the box, a guide wider than the posterior has no ELBO.
 
     The observations are the ten published ones, which are no sample of the joint: at 5 and 10 the
     box leaves 43 % and 87 % of the crescents, at the others all of them, and none has x_1 > .25,
@@ -87,7 +87,10 @@ class TwoMoons(Model):
 
     Args:
         radius: mean of r.
-        width: standard deviation of r.
+        width: standard deviation of r, at most a sixth of the radius.
+
+    Raises:
+        BadInput: a width with which negative radii would count.
 
     References:
         Benchmarking Simulation-Based Inference (Lueckmann et al., 2021), task T.8
@@ -109,6 +112,13 @@ class TwoMoons(Model):
 
     def __init__(self, *, radius: float = 0.1, width: float = 0.01) -> None:
         super().__init__()
+        if not 0 < 6 * width <= radius:
+            raise BadInput(
+                "width",
+                expected="above 0 and at most a sixth of the radius",
+                got=f"{width} with a radius of {radius}",
+                fix="width=0.01.",
+            )
         self.register_buffer("radius", torch.tensor(radius))
         self.register_buffer("width", torch.tensor(width))
         self.keep(published("two_moons"))
@@ -232,7 +242,7 @@ class _Moons(Distribution):
         first, last = self.first[problem], self.last[problem]
         a = first + (last - first) * torch.rand_like(first)
         a = a.clamp(-math.pi / 2 + 100 * eps, math.pi / 2 - 100 * eps)  # u > 0 after rounding
-        bounds: list[Any] = [self.low[problem], self.high[problem]]
+        bounds = self.low[problem], self.high[problem]
         r = TruncatedNormal(self.radius.expand(len(a)), self.width, *bounds).sample()
         size_g = OFFSET + r * a.cos() - self.x[problem, 0]
         g = torch.where(torch.rand_like(a) < 0.5, size_g, -size_g)

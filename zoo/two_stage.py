@@ -16,13 +16,41 @@ from inference.packed import PackedGuide
 
 from .quadrature import GridPosterior, Quadrature
 
-__all__ = ["Rest", "TwoStage"]
+__all__ = ["Gridded", "Rest", "TwoStage"]
 
 _Shape = torch.Size | list[int] | tuple[int, ...]
 Rest = Callable[[Tensor, Observation], Distribution]
 
 
-class TwoStage(PackedGuide):
+class Gridded(PackedGuide):
+    """A posterior that rests on a smaller model's, whose latents are on a grid.
+
+    Args:
+        model: the model.
+        marginal: a Pyro program of the gridded latents alone, x observed with all others summed or
+            integrated out; it has the model's evidence.
+        points: grid points per axis, as in :class:`Quadrature`.
+    """
+
+    kind: ClassVar[str] = "quadrature"
+    objective = ELBO
+
+    def __init__(self, model: ModelLike, marginal: ModelLike, *, points: int | None = None) -> None:
+        super().__init__(model)
+        self.__dict__["grid"] = Quadrature(marginal, points=points)
+
+    def log_evidence(self, x: Observation) -> Tensor:
+        """log p(x) for each problem, (B,), in nats."""
+        evidence: Tensor = self.grid.log_evidence(x)
+        return evidence
+
+    def error(self, x: Observation) -> dict[str, Tensor]:
+        """Error of the gridded marginal, as of :class:`Quadrature`; the rest adds none."""
+        found: dict[str, Tensor] = self.grid.error(x)
+        return found
+
+
+class TwoStage(Gridded):
     """p(z given x) = p(g given x) p(r given g, x): g by quadrature, r in closed form.
 
     The marginal of g comes from a second, smaller model in which r is integrated out, so the grid
@@ -36,29 +64,15 @@ class TwoStage(PackedGuide):
         points: grid points per axis, as in :class:`Quadrature`.
     """
 
-    kind: ClassVar[str] = "quadrature"
-    objective = ELBO
-
     def __init__(
         self, model: ModelLike, marginal: ModelLike, rest: Rest, *, points: int | None = None
     ) -> None:
-        super().__init__(model)
-        self.__dict__["grid"] = Quadrature(marginal, points=points)
+        super().__init__(model, marginal, points=points)
         self.__dict__["rest"] = rest
 
     def distribution(self, x: Observation) -> Distribution:
         """Grid and rest together: batch (B,), event (D,)."""
         return _Chain(self.grid.distribution(x), lambda g: self.rest(g, x), self.latents.size)
-
-    def log_evidence(self, x: Observation) -> Tensor:
-        """log p(x) for each problem, (B,), in nats."""
-        evidence: Tensor = self.grid.log_evidence(x)
-        return evidence
-
-    def error(self, x: Observation) -> dict[str, Tensor]:
-        """Error of the gridded marginal, as of :class:`Quadrature`; the rest adds none."""
-        found: dict[str, Tensor] = self.grid.error(x)
-        return found
 
 
 class _Chain(Distribution):
