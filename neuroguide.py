@@ -17,8 +17,8 @@ import diagnostics
 import inference
 import zoo
 from diagnostics.compare import EXACT
+from diagnostics.report import overview, table, telling
 from diagnostics.report import report as write_report
-from diagnostics.report import table, telling
 from diagnostics.rundir import RunDirectory
 from inference.errors import BadInput, Incompatible, NeuroguideError, NoExactPosterior, lookup
 from inference.files import atomic_path
@@ -242,13 +242,18 @@ def reference(
 @_friendly
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run directories.")],
+    out_path: Annotated[
+        Path | None, typer.Option("--out", help="One page of all runs, models by guides.")
+    ] = None,
 ) -> None:
-    """Write each run's report.html again.
+    """Write each run's report.html again, and with --out a page that sets them side by side.
 
-    Example: neuroguide report runs/factor_analysis-digits
+    Example: neuroguide report runs/banana runs/necker --out runs/overview.html
     """
     for path in runs:
         out.print(f"report     {write_report(path)}")
+    if out_path is not None:
+        out.print(f"overview   {overview(runs, out_path)}")
 
 
 def _quick(config: dict[str, Any], *, on: bool) -> dict[str, Any]:

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
-from . import plots
-from .calibration import sbc, sbc_test
+from . import plot_calibration, plot_signatures, plots
+from .calibration import sbc, sbc_by, sbc_test
 from .compare import Collected, collect, compare, compare_draws, summary
+from .coverage import coverage, tarp
 from .draws import draw, packed, reconstruct
+from .interop import from_pyro_guide, from_pyro_mcmc
 from .metrics import METRICS, Estimate, Metric, khat_threshold
-from .report import report
+from .report import overview, report
 from .rundir import RunDirectory
+from .signature_fits import fit_slope
+from .signatures import (
+    convergence_time,
+    fano_factor,
+    noise_correlations,
+    oscillation_against_surprise,
+    oscillation_amplitude,
+    signal_correlations,
+    sparsity,
+    variance_against_contrast,
+)
+from .synapses import MECHANISMS, predicted_slope, synaptic_variance
+from .verdict import verdicts
 
 __all__ = [
+    "MECHANISMS",
     "METRICS",
     "Collected",
     "Estimate",
@@ -19,13 +35,33 @@ __all__ = [
     "collect",
     "compare",
     "compare_draws",
+    "convergence_time",
+    "coverage",
     "draw",
+    "fano_factor",
+    "fit_slope",
+    "from_pyro_guide",
+    "from_pyro_mcmc",
     "khat_threshold",
+    "noise_correlations",
+    "oscillation_against_surprise",
+    "oscillation_amplitude",
+    "overview",
     "packed",
+    "plot_calibration",
+    "plot_signatures",
     "plots",
+    "predicted_slope",
     "reconstruct",
     "report",
     "sbc",
+    "sbc_by",
     "sbc_test",
+    "signal_correlations",
+    "sparsity",
     "summary",
+    "synaptic_variance",
+    "tarp",
+    "variance_against_contrast",
+    "verdicts",
 ]

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from inference.errors import BadInput, Incompatible
-from inference.guide import Guide, check_counts
-from inference.latents import Latents, ModelLike, Values
-from inference.observation import Observation, take
-from inference.progress import bar
-from inference.seeds import stream
+from inference.errors import BadInput
+from inference.guide import Guide
+from inference.latents import Latents, ModelLike
 
-from .draws import tree_of
+from .simulated import Chunk, Simulations, pit
 
 if TYPE_CHECKING:
     from xarray import Dataset, DataTree
 
-__all__ = ["sbc", "sbc_test"]
+__all__ = ["columns", "p_value", "sbc", "sbc_by", "sbc_test"]
 
 Array = np.ndarray[Any, Any]
-CHUNK = 50  # problems drawn for at once
-CIRCUIT_THIN = 10  # kept: every tenth draw of a guide whose draws are correlated
 NULL = 10_000  # simulated experiments behind a p-value
 
 
@@ -39,6 +32,7 @@ def sbc(
     thin: int | None = None,
     seed: int,
     progress: bool = True,
+    checkpoint: str | Path | None = None,
 ) -> DataTree:
     """Simulation-based calibration: ranks of the latents that made x among the guide's draws.
 
@@ -55,6 +49,8 @@ def sbc(
         thin: keep every thin-th draw; by default 1, or 10 if the guide's draws are correlated.
         seed: everything depends on it alone.
         progress: show a bar.
+        checkpoint: a file, written after each chunk of problems, from which a later call with the
+            same settings goes on; it ends with the numbers of an unbroken run.
 
     Returns:
         Group `prior_sbc` for `arviz_plots.plot_ecdf_pit`: by latent site, and for `log_joint` and
@@ -64,6 +60,7 @@ def sbc(
     Raises:
         Incompatible: the guide has parameters for each problem, or the model cannot be simulated.
         BadInput: a count is below 1.
+        BadCheckpoint: the file is damaged or belongs to other settings.
 
     References:
         Validating Bayesian Inference Algorithms with Simulation-Based Calibration (Talts et al.,
@@ -71,36 +68,13 @@ def sbc(
         Simulation-Based Calibration Checking for Bayesian Computation (Modrak et al., 2023), for
         the joint quantities https://arxiv.org/abs/2211.02383
     """
-    step = thin or (1 if guide.independent else CIRCUIT_THIN)
-    check_counts(problems=problems, draws=draws, thin=step)
+    simulations = Simulations(model, guide, problems, draws, thin, seed)
     lat = guide.latents
-    if not guide.amortised:
-        raise Incompatible(
-            type(guide).__name__,
-            expected="a guide that answers for any x",
-            got="one with parameters for each problem",
-            fix="Use an amortised guide, or compare it with the exact posterior.",
-        )
-    rng = np.random.default_rng(stream(seed, 2))
-    found: dict[str, list[Array]] = {}
-    with bar("SBC", -(-problems // CHUNK), show=progress) as advance:
-        for k, (z, x) in enumerate(_problems(lat, problems, seed)):
-            drawn = guide.draw(x, draws=draws * step, chains=1, seed=stream(seed, 1, k)).values
-            kept = {n: v[0, step - 1 :: step] for n, v in drawn.items()}
-            for name, pit in _pit(lat, z, kept, x, rng).items():
-                found.setdefault(name, []).append(pit)
-            advance()
-    arrays = {n: np.concatenate(v)[None] for n, v in found.items()}
-    names = {n: list(axes) for n, axes in getattr(model, "dims", {}).items() if n in arrays}
-    tree = tree_of({"prior_sbc": arrays}, lat, names)
-    tree.attrs = {
-        "model": str(getattr(model, "title", type(model).__name__)),
-        "guide": type(guide).__name__,
-        "seed": seed,
-        "draws": draws,
-        "thin": step,
-    }
-    return tree
+
+    def ranks(chunk: Chunk) -> dict[str, Array]:
+        return {n: pit(v, chunk.rng) for n, v in _quantities(lat, chunk).items()}
+
+    return simulations.tree("SBC", ranks, progress=progress, checkpoint=checkpoint)
 
 
 def sbc_test(tree: DataTree, *, alpha: float = 0.05) -> Dataset:
@@ -115,8 +89,10 @@ def sbc_test(tree: DataTree, *, alpha: float = 0.05) -> Dataset:
         alpha: probability of rejecting some quantity of a right guide.
 
     Returns:
-        By quantity: `p_value`, `rejected` and `shift`, the mean of the values less a half: positive
-        where the guide's draws are too small. Attribute `calibrated`: nothing was rejected.
+        By quantity: `p_value`, `rejected`, `shift`, the mean of the values less a half, positive
+        where the guide's draws are too small, and `spread`, their sd over that of a uniform
+        number, above 1 where the draws are too narrow. Attribute `calibrated`: nothing was
+        rejected.
 
     References:
         Graphical test for discrete uniformity (Säilynoja et al., 2022)
@@ -124,63 +100,95 @@ def sbc_test(tree: DataTree, *, alpha: float = 0.05) -> Dataset:
     """
     import xarray
 
-    columns: dict[str, Array] = {}
+    found = columns(tree)
+    values = np.stack(list(found.values()), -1)
+    p = np.array([p_value(c) for c in values.T])
+    fields = {"p_value": p, "rejected": _holm(p, alpha), **_moments(values)}
+    result = xarray.Dataset(
+        {n: ("quantity", v) for n, v in fields.items()}, coords={"quantity": list(found)}
+    )
+    result.attrs["calibrated"] = int(not fields["rejected"].any())
+    return result
+
+
+def sbc_by(tree: DataTree, dim: str, *, alpha: float = 0.05) -> Dataset:
+    """Where along an axis of the latents, such as time, are the ranks not uniform?
+
+    Holm's method is applied twice: over the latents that share a place, and over the places. Joint
+    quantities have no place and are left to :func:`sbc_test`: a guide that gets the values at every
+    time right and no path right passes here.
+
+    Args:
+        tree: from :func:`sbc`.
+        dim: the axis.
+        alpha: probability of rejecting some place of a right guide.
+
+    Returns:
+        Along `dim`: `p_value`, the smallest at that place, adjusted for their number; `rejected`;
+        `shift` and `spread` as in :func:`sbc_test`, of the latent with the smallest p-value there.
+        Attributes of the tree, and `problems`, `alpha` and
+        `calibrated`: nothing was rejected.
+
+    Raises:
+        BadInput: no latent has that axis.
+    """
+    import xarray
+
+    data = tree["prior_sbc"].dataset
+    chosen = [v for v in data.data_vars.values() if dim in v.dims]
+    if not chosen or dim in ("chain", "draw"):
+        axes = sorted({str(d) for d in data.dims} - {"chain", "draw"})
+        raise BadInput("dim", expected=f"one of {axes}", got=repr(dim), fix="Name an axis of z.")
+    lead = [v.isel(chain=0).transpose("draw", dim, ...).values for v in chosen]
+    values = np.concatenate([v.reshape(*v.shape[:2], -1) for v in lead], -1)
+    p = np.array([[p_value(c) for c in place.T] for place in values.swapaxes(0, 1)])
+    worst = p.argmin(1)
+    smallest = np.minimum(1.0, p.shape[1] * p.min(1))
+    moments = _moments(values[:, np.arange(len(p)), worst])
+    fields = {"p_value": smallest, "rejected": _holm(smallest, alpha), **moments}
+    result = xarray.Dataset(
+        {n: (dim, v) for n, v in fields.items()}, coords={dim: data[dim].values}
+    )
+    calibrated = int(not fields["rejected"].any())
+    result.attrs = {**tree.attrs, "problems": len(values), "alpha": alpha, "calibrated": calibrated}
+    return result
+
+
+def columns(tree: DataTree) -> dict[str, Array]:
+    """Values by scalar quantity, site[0], site[1], ..., one for each problem."""
+    found: dict[str, Array] = {}
     for name, variable in tree["prior_sbc"].dataset.data_vars.items():
         flat = variable.values.reshape(variable.shape[1], -1)
-        for k, column in enumerate(flat.T):
-            columns[f"{name}[{k}]" if flat.shape[1] > 1 else str(name)] = column
-    p = np.array([_p_value(c) for c in columns.values()])
+        axes = variable.dims[2:]
+        places = variable[axes[0]].values if len(axes) == 1 else range(flat.shape[1])
+        for place, column in zip(places, flat.T, strict=True):
+            found[f"{name}[{place}]" if flat.shape[1] > 1 else str(name)] = column
+    return found
+
+
+def _quantities(lat: Latents, chunk: Chunk) -> dict[str, Any]:
+    """What is ranked, each (1 + L, B, ...)."""
+    found = {n: v.double() for n, v in chunk.z.items()}
+    found["log_joint"] = lat.log_joint(chunk.z, chunk.x)
+    u = lat.pack(chunk.z)[0].double()
+    if lat.size > 1:
+        found["neighbours"] = u[..., 1:] * u[..., :-1]
+    return found
+
+
+def _holm(p: Array, alpha: float) -> Array:
+    """Which hypotheses are rejected with family-wise error alpha."""
     order, rejected = np.argsort(p), np.zeros(len(p), bool)
     for place, k in enumerate(order):
         if p[k] > alpha / (len(p) - place):
             break
         rejected[k] = True
-    shift = np.array([c.mean() - 0.5 for c in columns.values()])
-    fields = {"p_value": p, "rejected": rejected, "shift": shift}
-    found = xarray.Dataset(
-        {n: ("quantity", v) for n, v in fields.items()}, coords={"quantity": list(columns)}
-    )
-    found.attrs["calibrated"] = int(not rejected.any())
-    return found
+    return rejected
 
 
-def _problems(lat: Latents, n: int, seed: int) -> Iterator[tuple[Values, Observation]]:
-    """Draws from the joint in chunks; one at a time where a data set is one problem."""
-    z, x = lat.joint(n, seed=stream(seed, 0))
-    step = CHUNK if lat.plated else 1
-    for i in range(0, n, step):
-        rows = slice(i, i + step)
-        piece = take(x, rows)
-        if not lat.plated:
-            piece = tuple(t[0] for t in piece) if isinstance(piece, tuple) else piece[0]
-        yield {name: v[rows] for name, v in z.items()}, piece
-
-
-def _pit(
-    lat: Latents, z: Values, drawn: Values, x: Observation, rng: np.random.Generator
-) -> dict[str, Array]:
-    """(rank + u) / (L + 1) of z (B, *shape) among drawn (L, B, *shape), by quantity."""
-    found = {}
-    with torch.no_grad():
-        truth, others = (
-            _quantities(lat, v, x) for v in ({n: v[None] for n, v in z.items()}, drawn)
-        )
-    for name, value in truth.items():
-        below = (others[name] < value).sum(0).numpy()
-        ties = (others[name] == value).sum(0).numpy()
-        rank = below + np.floor(rng.uniform(size=below.shape) * (ties + 1))
-        found[name] = (rank + rng.uniform(size=rank.shape)) / (len(others[name]) + 1)
-    return found
-
-
-def _quantities(lat: Latents, z: Values, x: Observation) -> dict[str, Tensor]:
-    """What is ranked, each (S, B, ...), on the CPU."""
-    found = {n: v.double() for n, v in z.items()}
-    found["log_joint"] = lat.log_joint(z, x)
-    u = lat.pack(z)[0].double()
-    if lat.size > 1:
-        found["neighbours"] = u[..., 1:] * u[..., :-1]
-    return {n: v.cpu() for n, v in found.items()}
+def _moments(values: Array) -> dict[str, Array]:
+    """Mean and sd of values (problems, N) against those of uniform numbers."""
+    return {"shift": values.mean(0) - 0.5, "spread": values.std(0) * np.sqrt(12)}
 
 
 @lru_cache(maxsize=8)
@@ -204,7 +212,12 @@ def _statistic(values: Array, tail: Array) -> float:
     return float(tail[np.arange(n - 1), below].min())
 
 
-def _p_value(values: Array) -> float:
+def p_value(values: Array) -> float:
+    """Probability that uniform numbers, (problems,), look less uniform than these.
+
+    Raises:
+        BadInput: fewer than 20 problems.
+    """
     if len(values) < 20:
         raise BadInput("problems", expected="at least 20", got=str(len(values)), fix="Use 500.")
     tail, null = _null(len(values))

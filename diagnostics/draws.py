@@ -18,7 +18,7 @@ from inference.seeds import seeded
 if TYPE_CHECKING:
     from xarray import DataTree
 
-__all__ = ["draw", "packed", "reconstruct", "tree_of"]
+__all__ = ["array", "beside", "draw", "packed", "reconstruct", "tree_of", "values_of"]
 
 Groups = dict[str, dict[str, np.ndarray[Any, Any]]]
 
@@ -66,7 +66,7 @@ def draw(
         BadInput: x or a count is wrong, or the guide misses a latent site.
     """
     lat = guide.latents
-    x = _beside(guide, x)
+    x = beside(guide, x)
     began = time.perf_counter()
     found = guide.draw(x, draws=draws, chains=chains, seed=seed, progress=progress)
     seconds = time.perf_counter() - began
@@ -81,7 +81,7 @@ def draw(
         if posterior_predictive:
             with seeded(seed, 1):
                 replicas = lat.replicate(found.values, x)
-            groups["posterior_predictive"] = {lat.observed: _array(replicas)}
+            groups["posterior_predictive"] = {lat.observed: array(replicas)}
         if prior:
             groups |= _prior(lat, draws * chains, seed)
         evidence = guide.log_evidence(x) if isinstance(guide, HasEvidence) else None
@@ -121,6 +121,16 @@ def packed(
     return np.concatenate(pieces, -1)
 
 
+def values_of(tree: DataTree, guide: Guide) -> Values:
+    """The latents of a DataTree by site, each (chains, draws, B, *shape), beside the guide."""
+    device = parts(guide.latents.like)[0].device
+    data = tree["posterior"].dataset
+    return {
+        n: torch.as_tensor(data[n].transpose("chain", "draw", "problem", ...).values).to(device)
+        for n in guide.latents.names
+    }
+
+
 def reconstruct(model: Predicts, tree: DataTree) -> None:
     """Add the group `reconstruction`: the posterior mean of the predicted observation.
 
@@ -135,11 +145,11 @@ def reconstruct(model: Predicts, tree: DataTree) -> None:
     values = {str(n): torch.as_tensor(v.values).to(where) for n, v in data.data_vars.items()}
     with torch.no_grad():
         mean = model.predict(values).mean((0, 1))
-    found = xarray.Dataset({"mean": (("problem", "pixel"), _array(mean))})
+    found = xarray.Dataset({"mean": (("problem", "pixel"), array(mean))})
     tree["reconstruction"] = xarray.DataTree(found)
 
 
-def _beside(guide: Guide, x: Observation) -> Observation:
+def beside(guide: Guide, x: Observation) -> Observation:
     """x on the device of the guide's model, if x is made of tensors at all."""
     device = parts(guide.latents.like)[0].device
     if isinstance(x, tuple):
@@ -147,12 +157,13 @@ def _beside(guide: Guide, x: Observation) -> Observation:
     return x.to(device) if isinstance(x, Tensor) else x
 
 
-def _array(t: Tensor) -> np.ndarray[Any, Any]:
+def array(t: Tensor) -> np.ndarray[Any, Any]:
+    """A tensor of any device as an array."""
     return t.detach().cpu().numpy()
 
 
 def _arrays(values: Values) -> dict[str, np.ndarray[Any, Any]]:
-    return {name: _array(t) for name, t in values.items()}
+    return {name: array(t) for name, t in values.items()}
 
 
 def _stats(lat: Latents, guide: Guide, found: Draws, x: Observation) -> Values:
@@ -168,9 +179,9 @@ def _stats(lat: Latents, guide: Guide, found: Draws, x: Observation) -> Values:
 def _observed(lat: Latents, x: Observation) -> Groups:
     """The observed tensor, and the inputs beside it as constant data."""
     tensors = list(parts(x))
-    groups: Groups = {"observed_data": {lat.observed: _array(tensors.pop(lat.slot))}}
+    groups: Groups = {"observed_data": {lat.observed: array(tensors.pop(lat.slot))}}
     if tensors:
-        groups["constant_data"] = {f"input_{k}": _array(t) for k, t in enumerate(tensors)}
+        groups["constant_data"] = {f"input_{k}": array(t) for k, t in enumerate(tensors)}
     return groups
 
 
@@ -178,8 +189,8 @@ def _prior(lat: Latents, n: int, seed: int) -> Groups:
     z, x = lat.joint(n, seed=seed)
     observed = parts(x)[lat.slot]
     return {
-        "prior": {name: _array(t)[None] for name, t in z.items()},
-        "prior_predictive": {lat.observed: _array(observed)[None]},
+        "prior": {name: array(t)[None] for name, t in z.items()},
+        "prior_predictive": {lat.observed: array(observed)[None]},
     }
 
 
@@ -204,4 +215,4 @@ def tree_of(groups: Groups, lat: Latents, names: Any) -> DataTree:
 def _evidence(log_evidence: Tensor) -> Any:
     import xarray
 
-    return xarray.DataTree(xarray.Dataset({"log_evidence": ("problem", _array(log_evidence))}))
+    return xarray.DataTree(xarray.Dataset({"log_evidence": ("problem", array(log_evidence))}))

@@ -1,4 +1,4 @@
-"""What a metric returns, and how its standard error comes from blocks of draws."""
+"""What a metric returns, how its standard error comes from blocks, and draws on one scale."""
 
 from __future__ import annotations
 
@@ -8,10 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .draws import packed
+
 if TYPE_CHECKING:
     from xarray import DataTree
 
-__all__ = ["BLOCKS", "Array", "Estimate", "Metric", "by_blocks", "missing"]
+__all__ = [
+    "BLOCKS",
+    "Array",
+    "Estimate",
+    "Metric",
+    "by_blocks",
+    "evenly",
+    "missing",
+    "scaled",
+    "sds",
+]
 
 Array = np.ndarray[Any, Any]
 BLOCKS = 8  # disjoint blocks of draws behind a standard error
@@ -57,3 +69,30 @@ def by_blocks(distance: Callable[[Array, Array], float], q: Array, p: Array) -> 
         values.append(distance(a, b))
         errors.append(np.std(blocks, ddof=1) / np.sqrt(BLOCKS))
     return Estimate(np.array(values), np.array(errors))
+
+
+def sds(z: Array) -> Array:
+    """Standard deviations of draws (B, S, D), 1 where a latent never moved: (B, D)."""
+    sd: Array = z.std(1)
+    return np.where(sd > 0, sd, 1.0)
+
+
+def scaled(
+    tree: DataTree, reference: DataTree, *, discrete: bool | None = None
+) -> tuple[Array, Array]:
+    """Both sets of draws, (B, S, D), standardised by the reference.
+
+    Args:
+        tree: the guide's draws.
+        reference: the reference draws.
+        discrete: only the discrete sites, only the others, or by default all of them.
+    """
+    q, p = (packed(t, discrete=discrete) for t in (tree, reference))
+    centre, scale = p.mean(1, keepdims=True), sds(p)[:, None]
+    return (q - centre) / scale, (p - centre) / scale
+
+
+def evenly(z: Array, count: int) -> Array:
+    """At most `count` of the draws (S, D), at even distances, so that every chain is in."""
+    chosen: Array = z[np.linspace(0, len(z) - 1, min(count, len(z))).round().astype(int)]
+    return chosen

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,15 +12,29 @@ from inference import GUIDES
 from .compare import EXACT
 from .draws import packed
 from .plot_model import model
-from .style import INK, PALETTE, labels_of, new_figure
+from .style import INK, PALETTE, new_figure
+from .verdict import labels
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from xarray import DataTree
 
-__all__ = ["colour", "correlations", "losses", "marginals", "model", "reconstructions"]
+__all__ = [
+    "colour",
+    "correlations",
+    "forest",
+    "losses",
+    "marginals",
+    "model",
+    "ranks",
+    "reconstructions",
+    "traces",
+]
 
+Array = np.ndarray[Any, Any]
 MAX_PANELS = 12
+MAX_CHAINED = 4  # latents whose chains are shown
 SMOOTH = 40  # losses are shown as means over 1/40 of the steps
 
 
@@ -36,40 +50,131 @@ def _title(name: str) -> str:
 
 
 def marginals(trees: Mapping[str, DataTree], *, problem: int = 0) -> Figure:
-    """Exact (filled) against guide (lines) marginals of one problem's latents, by ArviZ's KDE.
+    """Exact (filled) against guide marginals of one problem's latents.
+
+    Lines by ArviZ's KDE where a latent is continuous, bars of frequencies where it is discrete.
 
     Args:
         trees: draws by guide, the exact posterior's among them.
         problem: which observation.
     """
-    from arviz_stats.base import array_stats
-
+    counted = set(labels(trees[EXACT], discrete=True))
+    names = labels(trees[EXACT])[:MAX_PANELS]
     draws = {name: packed(tree)[problem] for name, tree in trees.items()}
-    labels = _labels(trees[EXACT])[:MAX_PANELS]
-    columns = min(4, len(labels))
-    rows = -(-len(labels) // columns)
-    figure = new_figure(2.6 * columns, 1.0 + 1.7 * rows)
-    axes = np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).ravel()
-    for k, label in enumerate(labels):
-        for name, z in draws.items():
-            grid, density, _ = array_stats.kde(z[:, k].astype(np.float64))
-            if name == EXACT:
-                axes[k].fill_between(grid, density, color=INK, alpha=0.18, lw=0)
-            axes[k].plot(grid, density, color=colour(name), lw=1.4, label=_title(name))
+    columns = min(4, len(names))
+    rows = -(-len(names) // columns)
+    width = max(2.6 * columns, 5.0)
+    beside = min(len(trees), int(width // 2.4))  # names of guides in a line of the legend
+    figure = new_figure(width, 0.8 + 1.7 * rows + 0.2 * -(-len(trees) // beside))
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for k, label in enumerate(names):
+        panel = _bars if label in counted else _densities
+        panel(axes[k], {name: z[:, k].astype(np.float64) for name, z in draws.items()})
         axes[k].set(xlabel=label, yticks=[])
         axes[k].spines[["top", "left", "right"]].set_visible(False)
-    for ax in axes[len(labels) :]:
+    for ax in axes[len(names) :]:
         ax.set_axis_off()
-    handles, names = axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper center", ncols=len(names), frameon=False)
+    handles, texts = axes[0].get_legend_handles_labels()
+    figure.legend(handles, texts, loc="outside upper center", ncols=beside, frameon=False)
     return figure
 
 
-def _labels(tree: DataTree) -> list[str]:
-    """Names of the packed latents."""
-    data = tree["posterior"].dataset
-    rows = int(np.prod([data.sizes[d] for d in ("chain", "draw", "problem")]))
-    return labels_of({str(name): v.size // rows for name, v in data.data_vars.items()})
+def _densities(ax: Axes, draws: Mapping[str, Array]) -> None:
+    from arviz_stats.base import array_stats
+
+    for name, z in draws.items():
+        grid, density, _ = array_stats.kde(z)
+        if name == EXACT:
+            ax.fill_between(grid, density, color=INK, alpha=0.18, lw=0)
+        ax.plot(grid, density, color=colour(name), lw=1.4, label=_title(name))
+
+
+def _bars(ax: Axes, draws: Mapping[str, Array]) -> None:
+    """Frequencies of each value, the guides' side by side."""
+    values = np.unique(np.concatenate(list(draws.values())))
+    width = 0.8 / len(draws)
+    for k, (name, z) in enumerate(draws.items()):
+        at = np.arange(len(values)) + (k - (len(draws) - 1) / 2) * width
+        alpha = 0.4 if name == EXACT else 1.0
+        shares = [(z == v).mean() for v in values]
+        ax.bar(at, shares, 0.9 * width, color=colour(name), alpha=alpha, label=_title(name))
+    step = -(-len(values) // 8)
+    ax.set_xticks(range(0, len(values), step), [f"{v:g}" for v in values[::step]])
+    ax.set_ylim(0, 1)
+
+
+def forest(trees: Mapping[str, DataTree], *, problem: int = 0) -> Figure | None:
+    """Medians, 50 and 89 % intervals of one problem's continuous latents, by ArviZ.
+
+    Args:
+        trees: draws by guide.
+        problem: which observation.
+
+    Returns:
+        None where all latents are discrete.
+    """
+    some = {_title(n): _by_label(t, problem, MAX_PANELS) for n, t in trees.items()}
+    names = labels(trees[EXACT], discrete=False)[:MAX_PANELS]
+    if not names:
+        return None
+    size = (7.0, 1.3 + 0.1 * (len(trees) + 1) * len(names))
+    return _arviz(
+        "plot_forest", some, size, combined=True, aes={"color": ["model"]},
+        color=[colour(n) for n in trees], legend="model",
+    )  # fmt: skip
+
+
+def ranks(tree: DataTree, *, problem: int = 0) -> Figure | None:
+    """Ranks of each chain among all, with the band of chains that mix, by ArviZ.
+
+    Args:
+        tree: draws of a guide whose draws are correlated.
+        problem: which observation.
+
+    Returns:
+        None where all latents are discrete.
+    """
+    return _chains(tree, problem, "plot_rank")
+
+
+def traces(tree: DataTree, *, problem: int = 0) -> Figure | None:
+    """Draws in their order, a line for each chain, by ArviZ; see :func:`ranks`."""
+    return _chains(tree, problem, "plot_trace")
+
+
+def _chains(tree: DataTree, problem: int, name: str) -> Figure | None:
+    few = len(labels(tree, discrete=False)[:MAX_CHAINED])
+    if not few:
+        return None
+    return _arviz(name, _by_label(tree, problem, MAX_CHAINED), (9.0, 2.2), color=PALETTE[:5])
+
+
+def _by_label(tree: DataTree, problem: int, most: int) -> DataTree:
+    """The first continuous latents of one problem as scalar variables."""
+    from arviz_base import from_dict
+
+    z = packed(tree, discrete=False)[problem]
+    chains = tree["posterior"].sizes["chain"]
+    names = labels(tree, discrete=False)[:most]
+    return from_dict({"posterior": {n: z[:, k].reshape(chains, -1) for k, n in enumerate(names)}})
+
+
+def _arviz(
+    name: str, draws: Any, size: tuple[float, float], *, color: Sequence[str],
+    legend: str | None = None, aes: Any = None, **knobs: Any,
+) -> Figure:  # fmt: skip
+    """A plot of ArviZ in our colours; its figure is taken out of pyplot's global list."""
+    import arviz_plots
+    import matplotlib.pyplot as plt
+
+    pc: dict[str, Any] = {"figure_kwargs": {"figsize": size, "layout": "constrained", "dpi": 110}}
+    pc |= {"color": list(color)} | ({"aes": aes} if aes else {})
+    found = getattr(arviz_plots, name)(draws, backend="matplotlib", **pc, **knobs)
+    if legend:
+        found.add_legend(legend, title="")
+    figure: Figure = found.viz["figure"].item()
+    plt.close(figure)
+    return figure
 
 
 def correlations(trees: Mapping[str, DataTree], *, problem: int = 0) -> Figure:
@@ -82,10 +187,12 @@ def correlations(trees: Mapping[str, DataTree], *, problem: int = 0) -> Figure:
     figure = new_figure(2.6 * len(trees) + 0.6, 3.0)
     axes = figure.subplots(1, len(trees), squeeze=False)[0]
     for ax, (name, tree) in zip(axes, trees.items(), strict=True):
-        matrix = np.atleast_2d(np.corrcoef(packed(tree)[problem].T))
+        with np.errstate(invalid="ignore"):  # a latent that never moved is left blank
+            matrix = np.atleast_2d(np.corrcoef(packed(tree)[problem].T))
         image = ax.imshow(matrix, vmin=-1, vmax=1, cmap="RdBu_r")
         ax.set_title(_title(name), color=colour(name), fontsize=10)
-        ax.set(xlabel="latent", xticks=range(len(matrix)), yticks=range(len(matrix)))
+        ticks = range(0, len(matrix), -(-len(matrix) // 10))
+        ax.set(xlabel="latent", xticks=ticks, yticks=ticks)
         ax.tick_params(labelsize=7)
     axes[0].set_ylabel("latent")
     figure.colorbar(image, ax=axes, label="correlation", shrink=0.8)

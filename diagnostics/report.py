@@ -1,25 +1,32 @@
-"""One self-contained HTML page per run."""
+"""Self-contained HTML pages: one for a run, or one for several beside one another."""
 
 from __future__ import annotations
 
 import base64
 import io
 import math
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
+from inference.errors import BadInput
 from inference.files import write_bytes
 
 from . import plots
 from .compare import EXACT, summary
 from .metrics import METRICS
 from .rundir import RunDirectory
+from .verdict import AT_FLOOR, labels, verdicts
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from xarray import Dataset
+    from xarray import Dataset, DataTree
 
-__all__ = ["number", "report", "table", "telling"]
+__all__ = ["number", "overview", "report", "table", "telling"]
+
+JUDGE = "c2st"  # the metric of the overview: the one that sees most
 
 
 def number(value: float) -> str:
@@ -68,6 +75,8 @@ def table(comparison: Dataset) -> tuple[list[str], list[list[dict[str, Any]]]]:
 def report(path: str | Path) -> Path:
     """Write report.html into a run directory; nothing it shows needs a network.
 
+    First a verdict on each guide in words, then pictures, then every metric beside its floor.
+
     Args:
         path: a directory that `neuroguide compare` or `neuroguide fit` has written.
 
@@ -78,40 +87,114 @@ def report(path: str | Path) -> Path:
         BadCheckpoint: not a run, or not a finished one.
         OutputError: the page cannot be written.
     """
-    from jinja2 import Environment, PackageLoader
-
     run = RunDirectory.open(path)
     losses = run.losses()
     content = _compared(run) if run.path.joinpath("draws.nc").exists() else {}
     pictures = content.pop("pictures", {})
     if losses:
         pictures["losses"] = plots.losses(losses)
-    environment = Environment(loader=PackageLoader("diagnostics", "."), autoescape=True)
-    page = environment.get_template("report.html.j2").render(
-        run=run, pictures={name: _png(figure) for name, figure in pictures.items()}, **content
-    )
+    shown = {name: _png(figure) for name, figure in pictures.items() if figure is not None}
     target = run.path / "report.html"
-    write_bytes(target, page.encode())
+    _write(target, "report.html.j2", run=run, pictures=shown, **content)
     return target
 
 
-def _compared(run: RunDirectory) -> dict[str, Any]:
-    """What a run with draws has to show: pictures and the metric table."""
-    draws, comparison = run.draws(), telling(run.comparison())
+def overview(paths: Sequence[str | Path], out: str | Path) -> Path:
+    """Write one page of several runs: models by guides, C2ST above its floor and the verdicts.
+
+    Args:
+        paths: directories that `neuroguide compare` has written, with their reports.
+        out: the page; it links to the runs' own reports, relative to itself.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        BadCheckpoint: a directory is no run, or not a finished one.
+        BadInput: a run has fitted a guide and compared nothing.
+        OutputError: the page cannot be written.
+    """
+    target = Path(out)
+    runs = [_row(RunDirectory.open(path), target.parent) for path in paths]
+    guides = list(dict.fromkeys(g for row in runs for g in row["cells"]))
+    colours = {g: plots.colour(g) for g in guides}
+    _write(target, "report.html.j2", runs=runs, columns=colours, judge=METRICS[JUDGE])
+    return target
+
+
+def _row(run: RunDirectory, beside: Path) -> dict[str, Any]:
+    """One run of the overview: its title, its link, and a cell for each of its guides."""
+    if not (run.path / "draws.nc").exists() and run.config.get("command") == "fit":
+        raise BadInput(
+            f"run {str(run.path)!r}", expected="a run of `neuroguide compare`",
+            got="one of `neuroguide fit`", fix="Leave it out, or compare its guide.",
+        )  # fmt: skip
+    comparison = run.comparison()
+    means = summary(comparison).sel(metric=JUDGE)
+    cells = {}
+    for guide, sentence in verdicts(_trees(run.draws()), comparison).items():
+        cell = means.sel(guide=guide)
+        excess, error = float(cell.excess), float(cell.excess_se)
+        judged = not math.isnan(excess)
+        cells[guide] = {
+            "text": f"{excess:+.3f}" if judged else "n/a",
+            "se": f"± {error:.3f}" if judged else str(cell.reason.values),
+            "state": ("at" if bool(cell.at_floor) else "above") if judged else "plain",
+            "verdict": sentence,
+        }
+    link = os.path.relpath(run.path / "report.html", beside)
+    return {"title": run.title, "link": quote(Path(link).as_posix()), "cells": cells}
+
+
+def _trees(draws: DataTree) -> Mapping[str, DataTree]:
+    """Draws by guide, the exact posterior first."""
     children = dict(draws.children)
-    trees = {EXACT: children.pop(EXACT)} | children
-    pictures = {"marginals": plots.marginals(trees), "correlations": plots.correlations(trees)}
-    if shape := [int(n) for n in str(draws.attrs.get("image_shape", "")).split(",") if n]:
-        pictures["reconstructions"] = plots.reconstructions(trees, tuple(shape))
+    return {EXACT: children.pop(EXACT)} | children
+
+
+def _compared(run: RunDirectory) -> dict[str, Any]:
+    """What a run with draws has to show: verdicts, pictures and the metric table."""
+    draws, whole = run.draws(), run.comparison()
+    trees, comparison = _trees(draws), telling(whole)
     guides, rows = table(comparison)
+    colours = [plots.colour(g) for g in guides]
+    said = verdicts(trees, whole)
     return {
-        "pictures": pictures,
-        "attrs": comparison.attrs,
+        "verdicts": [(g, plots.colour(g), v, v == AT_FLOOR) for g, v in said.items()],
+        "pictures": _pictures(trees, str(draws.attrs.get("image_shape", ""))),
         "sizes": {**trees[EXACT]["posterior"].sizes},
-        "guides": list(zip(guides, [plots.colour(g) for g in guides], rows, strict=True)),
-        "metrics": [METRICS[str(m)] for m in comparison.metric.values],
+        "guides": list(zip(guides, colours, strict=True)),
+        "metrics": [
+            (METRICS[str(m)], [row[k] for row in rows])
+            for k, m in enumerate(comparison.metric.values)
+        ],
         "reasons": sorted({c["reason"] for row in rows for c in row} - {""}),
     }
+
+
+def _pictures(trees: Mapping[str, DataTree], image_shape: str) -> dict[str, Figure | None]:
+    """Figures by name; for guides whose draws are correlated their chains, too."""
+    found: dict[str, Figure | None] = {
+        "marginals": plots.marginals(trees),
+        "forest": plots.forest(trees),
+    }
+    if len(labels(trees[EXACT])) > 1:
+        found["correlations"] = plots.correlations(trees)
+    if shape := tuple(int(n) for n in image_shape.split(",") if n):
+        found["reconstructions"] = plots.reconstructions(trees, shape)
+    for name, tree in trees.items():
+        if not tree.attrs["independent_draws"] and tree["posterior"].sizes["chain"] > 1:
+            found[f"ranks of {name}"] = plots.ranks(tree)
+            found[f"traces of {name}"] = plots.traces(tree)
+    return found
+
+
+def _write(target: Path, template: str, **content: Any) -> None:
+    from jinja2 import Environment, PackageLoader
+
+    loader = PackageLoader("diagnostics", ".")
+    environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    write_bytes(target, environment.get_template(template).render(**content).encode())
 
 
 def _png(figure: Figure) -> str:

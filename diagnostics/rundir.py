@@ -83,6 +83,12 @@ class RunDirectory:
                 fix="Name a directory that `neuroguide compare` or `fit` has written.",
             ) from error
 
+    @property
+    def title(self) -> str:
+        """Model and data set, for people."""
+        data = self.config.get("data")
+        return str(self.config["model"]).replace("_", " ") + (f" on {data}" if data else "")
+
     def checkpoint(self, name: str) -> Path:
         """Where the fit of that name is kept."""
         return self.path / "checkpoints" / f"{name}.safetensors"
@@ -107,10 +113,14 @@ class RunDirectory:
         return {f: {p: np.array(v) for p, v in players.items()} for f, players in found.items()}
 
     def write_draws(self, trees: Mapping[str, DataTree], **attrs: Any) -> None:
-        """draws.nc: one group per guide, each an ArviZ DataTree."""
+        """draws.nc: one group per guide, each an ArviZ DataTree.
+
+        Without scores, which may be three times as large as the draws.
+        """
         from xarray import DataTree
 
-        whole = DataTree.from_dict(dict(trees))
+        kept = {name: tree.drop_nodes("scores", errors="ignore") for name, tree in trees.items()}
+        whole = DataTree.from_dict(kept)
         whole.attrs = attrs
         with atomic_path(self.path / "draws.nc") as temporary:
             whole.to_netcdf(temporary, engine="h5netcdf")

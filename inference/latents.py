@@ -286,6 +286,7 @@ def _latent_nodes(trace: poutine.Trace, *, observed: bool = False) -> dict[str, 
         for name, node in trace.nodes.items()
         if node["type"] == "sample"
         and not poutine.util.site_is_subsample(node)
+        and not node["infer"].get("_deterministic")  # pyro.deterministic is no latent, and no data
         and (observed or not (node["is_observed"] or node["infer"].get("is_auxiliary")))
     }
 

@@ -16,7 +16,7 @@ from torch.distributions import MultivariateNormal
 import diagnostics
 import inference
 import zoo
-from diagnostics.calibration import _p_value
+from diagnostics.calibration import p_value
 from inference.errors import BadInput, Incompatible
 
 
@@ -138,11 +138,11 @@ def test_refuses_guides_of_one_observation(sums):
         diagnostics.sbc_test(tree)
 
 
-def test_p_values_are_uniform_under_the_null():
+def testp_values_are_uniform_under_the_null():
     rng = np.random.default_rng(0)
-    p = np.array([_p_value(rng.uniform(size=100)) for _ in range(400)])
+    p = np.array([p_value(rng.uniform(size=100)) for _ in range(400)])
     for level in (0.01, 0.05, 0.2):
         se = math.sqrt(level * (1 - level) / 400)
         assert abs((p <= level).mean() - level) < 5 * se
-    assert _p_value(rng.uniform(size=100) ** 3) < 1e-10  # the union bound goes on where 1e-4 ends
+    assert p_value(rng.uniform(size=100) ** 3) < 1e-10  # the union bound goes on where 1e-4 ends
     assert stats.kstest(p, "uniform").pvalue > 1e-3

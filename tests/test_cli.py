@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import inference
 import neuroguide
 import zoo
-from diagnostics import RunDirectory
+from diagnostics import METRICS, RunDirectory
 from inference import BadCheckpoint, BadInput, OutputError
 from inference import checkpoint as files
 
@@ -90,7 +90,7 @@ def test_compare_writes_a_whole_run(run):
     assert tree["exact/posterior"].sizes["factor"] == 8
     assert opened.losses()["model"]["guide"].shape == (60,)
     found = xarray.load_dataset(path / "comparison.nc", engine="h5netcdf")
-    assert found.value.sizes == {"guide": 2, "metric": 11, "problem": 2}
+    assert found.value.sizes == {"guide": 2, "metric": len(METRICS), "problem": 2}
     learned = opened.losses()["model"]["guide"]
     assert learned[-10:].mean() < learned[:10].mean()
 
@@ -99,8 +99,11 @@ def test_report_is_self_contained_and_shows_every_picture(run):
     path, _ = run
     page = (path / "report.html").read_text()
     assert not re.findall(r"""(?:src|href)=["']?(?:https?:)?//""", page)
-    assert page.count("data:image/png;base64,") == 4
-    for words in ("reconstructions", "Marginals", "correlations", "Losses", "C2ST", "floor"):
+    assert page.count("data:image/png;base64,") == 5
+    for words in (
+        "<b>full covariance encoder</b>: ", "reconstructions", "Marginals", "Intervals",
+        "correlations", "Losses", "C2ST", "floor",
+    ):  # fmt: skip
         assert words in page
     (path / "report.html").unlink()
     assert call("report", path).exit_code == 0

@@ -564,3 +564,18 @@ def test_chunks_are_small_where_observations_are_big(monkeypatch):
     assert lat.log_joint({"z": torch.zeros(7, 2, 2)}, x).shape == (7, 2)
     assert max(rows) * 10 <= 60
     assert sum(rows) == 14
+
+
+def test_deterministic_sites_are_neither_latents_nor_data():
+    def program(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            rate = pyro.deterministic("rate", z.exp())
+            pyro.sample("x", dist.Normal(rate, 0.5), obs=x)
+
+    x = torch.tensor([0.4, 1.3])
+    lat = Latents(zoo.from_pyro(program, x))
+    assert (lat.names, lat.observed) == (("z",), "x")
+    z = torch.tensor([[0.1, -0.2]])
+    want = Normal(0.0, 1.0).log_prob(z) + Normal(z.exp(), 0.5).log_prob(x)
+    torch.testing.assert_close(lat.log_joint({"z": z}, x), want)

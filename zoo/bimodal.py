@@ -9,6 +9,8 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
+from inference.latents import Values
+
 from .model import Paper
 from .target import Target
 
@@ -61,3 +63,7 @@ class Bimodal(Target):
         """The mixture."""
         modes = dist.Normal(self.means, self.scale)
         return dist.MixtureSameFamily(dist.Categorical(self.weights), modes)
+
+    def modes(self, z: Values) -> Tensor:
+        """0 for the mode at -1, 1 for that at +1: latents (..., B) to (..., B)."""
+        return (z["z"] > 0).long()

@@ -96,6 +96,12 @@ class GaussianMixtureLatents(Model):
         """A z: latents (..., B, D) to (..., B, F)."""
         return z["z"] @ self.loadings.T
 
+    def modes(self, z: Values) -> Tensor:
+        """The cluster whose density is largest: latents (..., B, D) to (..., B)."""
+        clusters = dist.MultivariateNormal(self.centres, scale_tril=self.tril)
+        nearest: Tensor = clusters.log_prob(z["z"][..., None, :]).argmax(-1)
+        return nearest
+
     def components(self, x: Observation) -> tuple[Tensor, LinearGaussian, Tensor]:
         """One linear Gaussian system for each cluster."""
         assert isinstance(x, Tensor)

@@ -66,6 +66,10 @@ class Product(Model):
         """z_1 z_2: latents (..., B, 2) to (..., B, 1)."""
         return z["z"].prod(-1, keepdim=True)
 
+    def modes(self, z: Values) -> Tensor:
+        """The branch, by the sign of z_1, 1 if positive: latents (..., B, 2) to (..., B)."""
+        return (z["z"][..., 0] > 0).long()
+
     def exact(self) -> TwoStage:
         """z_1 by quadrature, z_2 given z_1 in closed form."""
         return TwoStage(self, from_pyro(self._marginal, self.observations()), self._rest)

@@ -74,6 +74,10 @@ class SquareRoot(Model):
         """z^2: latents (..., B, 1) to (..., B, 1)."""
         return z["z"].square()
 
+    def modes(self, z: Values) -> Tensor:
+        """The sign, 0 for negative and 1 for positive: latents (..., B, 1) to (..., B)."""
+        return (z["z"][..., 0] > 0).long()
+
     def exact(self) -> SquareRootPosterior:
         """The size by quadrature, the sign in closed form."""
         return SquareRootPosterior(self)

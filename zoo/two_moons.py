@@ -137,6 +137,10 @@ class TwoMoons(Model):
         mean = torch.stack([self.radius * 2 / math.pi, torch.zeros_like(self.radius)])
         return _centre(z["z"]) + mean
 
+    def modes(self, z: Values) -> Tensor:
+        """Crescent by the sign of z_1 + z_2, 1 if positive: latents (..., B, 2) to (..., B)."""
+        return (z["z"].sum(-1) > 0).long()
+
     def exact(self) -> TwoMoonsPosterior:
         """Exact draws; the evidence is an integral over angles."""
         return TwoMoonsPosterior(self)

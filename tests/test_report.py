@@ -1,0 +1,260 @@
+"""Pages: what they say, that they stand alone, and that a browser shows them; about 20 s."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from io import BytesIO
+
+import numpy as np
+import pyro.distributions as dist
+import pytest
+import torch
+from threadpoolctl import threadpool_limits
+from torch.distributions import MultivariateNormal
+from typer.testing import CliRunner
+
+import diagnostics
+import inference
+import neuroguide
+import zoo
+from diagnostics import METRICS, RunDirectory, plots
+from diagnostics.report import overview, report
+from diagnostics.verdict import AT_FLOOR
+from inference import BadCheckpoint, BadInput
+from inference.guide import Draws
+
+WIDTHS = (420, 1100)  # of a telephone and of a window, in CSS pixels
+FAST = ("mean_error", "sd_ratio", "correlation_error", "marginal_tv", "c2st", "rhat")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    with threadpool_limits(1):
+        yield
+
+
+class Narrow(inference.PackedGuide):
+    """The exact posterior with sds 30 % too small."""
+
+    def distribution(self, x):
+        p = self.model.exact().distribution(x)
+        return MultivariateNormal(p.mean, scale_tril=0.7 * p.scale_tril)
+
+
+class Sticky(Narrow):
+    """The same, each draw given four times: a chain."""
+
+    independent = False
+
+    def draw(self, x, *, draws, chains, seed, progress=False):
+        found = super().draw(x, draws=-(-draws // 4), chains=chains, seed=seed)
+        values = {n: v.repeat_interleave(4, 1)[:, :draws] for n, v in found.values.items()}
+        return Draws(values)
+
+
+class Coins(inference.Guide):
+    """Every cause on with the same probability, whatever x."""
+
+    def forward(self, x):
+        with self.latents.plate(x):
+            return self.sample_sites(
+                lambda s: dist.Bernoulli(torch.full(s.shape, 0.2)).to_event(s.event_dim)
+            )
+
+
+class Copy(inference.Guide):
+    """The exact posterior under another name."""
+
+    def forward(self, x):
+        return self.model.exact()(x)
+
+
+def written(path, name, model, guides, **config):
+    """A finished run, without the command line."""
+    x = model.observations()[:2]
+    trees = diagnostics.collect(model, guides, x, draws=250, seed=0)
+    run = RunDirectory.create(path, {"command": "compare", "model": name, "seed": 0, **config})
+    run.write_losses({})
+    run.write_comparison(diagnostics.compare_draws(trees, {m: METRICS[m] for m in FAST}))
+    run.write_draws(trees, model=name)
+    report(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    base = tmp_path_factory.mktemp("some runs")
+    smooth = zoo.FactorAnalysis(7, 3, seed=1)
+    binary = zoo.NoisyOr()
+    return [
+        written(
+            base / "fa",
+            "factor_analysis",
+            smooth,
+            {"narrow": Narrow(smooth), "sticky": Sticky(smooth)},
+        ),
+        written(base / "or", "noisy_or", binary, {"coins": Coins(binary), "copy": Copy(binary)}),
+    ]
+
+
+class Page(HTMLParser):
+    """Tags, links and visible text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.targets, self.words = [], [], []
+        self.feed(text)
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.targets += [v for k, v in attrs if k in ("href", "src") and v]
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def test_a_page_begins_with_verdicts_then_pictures_then_tables(runs):
+    page = (runs[0] / "report.html").read_text()
+    assert page.startswith("<!doctype html>")
+    seen = Page(page)
+    assert "narrow : over-confident by" in seen.text
+    places = [page.index(s) for s in ("over-confident by", "data:image/png", "<table>", "<pre>")]
+    assert places == sorted(places)
+    assert all(METRICS[m].title in seen.text for m in ("mean_error", "c2st"))
+    assert METRICS["marginal_tv"].title not in seen.text  # it says nothing of any guide
+
+
+def test_chains_are_shown_of_guides_that_have_some(runs):
+    seen = Page((runs[0] / "report.html").read_text())
+    assert "Chains of sticky" in seen.text
+    assert "Traces of sticky" in seen.text
+    assert "Chains of narrow" not in seen.text
+    assert "Chains of exact" not in seen.text
+
+
+def test_discrete_latents_get_bars_and_no_densities(runs):
+    seen = Page((runs[1] / "report.html").read_text())
+    assert "coins : wrong marginal of" in seen.text or "coins : misses" in seen.text
+    assert f"copy : {AT_FLOOR}" in seen.text
+    assert "Intervals of the first problem" not in seen.text
+    trees = dict(RunDirectory.open(runs[1]).draws().children)
+    figure = plots.marginals(trees)
+    filled = [ax for ax in figure.axes if ax.axison]
+    assert all(ax.patches and not ax.lines for ax in filled)
+    # heights are frequencies: each guide's sum to one
+    heights = [bar.get_height() for bar in filled[0].containers[0]]
+    assert sum(heights) == pytest.approx(1.0)
+    assert plots.forest(trees) is None
+    assert plots.ranks(trees["exact"]) is None
+
+
+def test_figures_leave_nothing_in_pyplot(runs):
+    import matplotlib.pyplot as plt
+
+    before = plt.get_fignums()
+    trees = dict(RunDirectory.open(runs[0]).draws().children)
+    figure = plots.forest(trees, problem=1)
+    assert plt.get_fignums() == before
+    texts = [t.get_text() for t in figure.legends[0].get_texts()]
+    assert texts == ["exact", "narrow", "sticky"]
+
+
+def test_nothing_needs_a_network(runs, tmp_path):
+    for page in (*(r / "report.html" for r in runs), overview(runs, tmp_path / "all.html")):
+        seen = Page(page.read_text())
+        assert not [t for t in seen.targets if re.match(r"(\w+:)?//", t)]
+        assert not [t for t, _ in seen.tags if t in ("script", "iframe", "object")]
+        assert not re.findall(r"url\(|@import", page.read_text())
+        images = [a for t, a in seen.tags if t == "img"]
+        assert all(a["src"].startswith("data:image/png;base64,") and a["alt"] for a in images)
+
+
+def test_overview_is_models_by_guides(runs, tmp_path):
+    out = overview(runs, tmp_path / "pages" / "all.html")
+    seen = Page(out.read_text())
+    cells = [a for t, a in seen.tags if t == "td"]
+    assert len(cells) == 2 * 4  # two runs, four guides
+    titles = [a["title"] for a in cells]
+    assert sum(t == "not in this run" for t in titles) == 4
+    assert any(t.startswith("narrow: over-confident by") for t in titles)
+    assert {a["class"] for a in cells if "class" in a} == {"at", "above"}
+    links = [t for t in seen.targets if t.endswith("report.html")]
+    assert all("%20" in t for t in links)
+    from urllib.parse import unquote
+
+    assert all((out.parent / unquote(t)).exists() for t in links)
+
+
+def test_overview_refuses_what_compared_nothing(runs, tmp_path):
+    RunDirectory.create(tmp_path / "fit", {"command": "fit", "model": "banana"}).write_losses({})
+    with pytest.raises(BadInput, match="neuroguide compare"):
+        overview([*runs, tmp_path / "fit"], tmp_path / "all.html")
+    with pytest.raises(BadCheckpoint):
+        overview([tmp_path / "none"], tmp_path / "all.html")
+    assert not (tmp_path / "all.html").exists()
+
+
+def test_command_writes_reports_and_one_page(runs, tmp_path):
+    before = (runs[0] / "report.html").read_text()
+    (runs[0] / "report.html").unlink()
+    done = CliRunner().invoke(
+        neuroguide.app, ["report", *map(str, runs), "--out", str(tmp_path / "all.html")]
+    )
+    assert done.exit_code == 0, done.output
+    assert (runs[0] / "report.html").read_text() == before
+    assert (tmp_path / "all.html").exists()
+
+
+def test_text_is_dark_on_light(runs):
+    """WCAG contrast of at least 4.5 for every colour of text on every colour of background."""
+    style = re.search(r"<style>(.*?)</style>", (runs[0] / "report.html").read_text(), re.S)[1]
+    inks = set(re.findall(r"[ {;]color: (#\w+)", style))
+    papers = set(re.findall(r"background: (#\w+)", style))
+    assert len(inks) >= 3
+    for ink in inks:
+        for paper in papers:
+            light, dark = _luminance(paper), _luminance(ink)
+            assert (light + 0.05) / (dark + 0.05) >= 4.5, (ink, paper)
+
+
+def _luminance(code):
+    code = "".join(2 * c for c in code[1:]) if len(code) == 4 else code[1:]
+    channels = np.array([int(code[i : i + 2], 16) for i in (0, 2, 4)]) / 255
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_browser_shows_the_pages_without_complaint(runs, tmp_path, width):
+    """Chromium, headless: no console error, no blank screenshot. About 10 s."""
+    from PIL import Image
+
+    browser = shutil.which("chromium") or shutil.which("chromium-browser")
+    if browser is None:
+        pytest.skip("no chromium on PATH: pages were not opened in a browser")
+    for page in (
+        runs[0] / "report.html",
+        runs[1] / "report.html",
+        overview(runs, tmp_path / "a.html"),
+    ):
+        shot = tmp_path / f"{page.stem}-{width}.png"
+        done = subprocess.run(
+            [
+                browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
+                "--no-first-run", "--disable-background-networking", "--disable-component-update",
+                "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}",
+                "--enable-logging=stderr", "--v=0", f"--window-size={width},1600",
+                f"--screenshot={shot}", page.as_uri(),
+            ],
+            capture_output=True, text=True, timeout=100, check=False,
+        )  # fmt: skip
+        assert shot.exists(), done.stderr[-2000:]
+        assert "CONSOLE" not in done.stderr, done.stderr[-2000:]
+        pixels = np.asarray(Image.open(BytesIO(shot.read_bytes())).convert("L"))
+        assert pixels.shape[1] == width
+        assert 0.002 < (pixels < 128).mean() < 0.5  # some ink, mostly paper
