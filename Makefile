@@ -4,13 +4,14 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
 
-.PHONY: help install demo test test-all lint types examples bench clean
+.PHONY: help install demo test test-all lint types examples browser bench clean
 
 help:
 	@echo "make demo      learn a model of real digits, fit three guides, compare, write a report"
 	@echo "make test      the fast tests       make test-all  with the slow ones"
 	@echo "make lint      ruff                 make types     mypy"
 	@echo "make examples  run the README's examples as they stand"
+	@echo "make browser   open the report in headless Chromium, if there is one"
 	@echo "make bench     the benchmarks behind the numbers in the README"
 
 install: $(STAMP)
@@ -42,10 +43,15 @@ types: install
 examples: install
 	$(BIN)/python -m pytest tests/test_readme.py -m "slow or not slow"
 
+browser: install
+	$(BIN)/python -m pytest tests/test_report.py -m slow
+
 bench: install
 	$(BIN)/python benchmarks/loop_overhead.py
 	$(BIN)/python benchmarks/import_time.py
 	$(BIN)/python benchmarks/factor_analysis.py
+	$(BIN)/python benchmarks/zoo_draws.py
+	$(BIN)/python benchmarks/diagnostics_speed.py
 
 clean:
 	rm -rf $(VENV) runs build dist *.egg-info

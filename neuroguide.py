@@ -379,7 +379,7 @@ def _rich_table(comparison: Any) -> Table:
     for k, name in enumerate(comparison.metric.values):
         cells = [row[k] for row in cells_of]
         text = [f"[{style[c['state']]}]{c['text']}[/] [dim]{c['se']}[/]" for c in cells]
-        found.add_row(diagnostics.METRICS[str(name)].title, *text)
+        found.add_row(escape(diagnostics.METRICS[str(name)].title), *text)
     return found
 
 

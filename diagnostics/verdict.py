@@ -95,7 +95,8 @@ def _sentence(tree: DataTree, reference: DataTree, wrong: set[str], means: Datas
     worst = str(some.metric.values[np.argmax((some.excess / some.excess_se).values)])
     value, floor = (float(means[k].sel(metric=worst)) for k in ("value", "floor"))
     title = METRICS[worst].title if worst in METRICS else worst
-    return f"above the floor in one metric, {title}: {value:.2g}, floor {floor:.2g}"
+    where = "one metric," if len(wrong) == 1 else f"{len(wrong)} metrics, most in"
+    return f"above the floor in {where} {title}: {value:.2g}, floor {floor:.2g}"
 
 
 def _common(tree: DataTree) -> str:
