@@ -545,3 +545,56 @@ def test_pattern_kl_refuses_draws_that_are_all_different():
     found = diagnostics.compare(model, {"copy": model.exact()}, x, seed=0, metrics=chosen)
     assert np.isnan(found.value).all()
     assert "seen once" in str(found.reason.values[0, 0])
+
+
+# scales and errors, by hand
+
+
+def two_sets():
+    """400 draws of two latents; the guide's are half as wide and .3 (of sd 2) off in the second."""
+    z = np.random.default_rng(3).normal(size=(1, 4, 100, 2)) * [1.0, 2.0]
+    return hand_made(0.5 * z + [0.0, 0.6]), hand_made(z), z.reshape(400, 2)
+
+
+def test_errors_are_in_sds_of_the_reference():
+    tree, reference, z = two_sets()
+    tree.attrs["discrete"] = reference.attrs["discrete"] = ""
+    found = METRICS["mean_error"].compute(tree, reference)
+    gap = np.abs(0.5 * z.mean(0) + [0.0, 0.6] - z.mean(0)) / z.std(0)
+    np.testing.assert_allclose(found.value, gap.max())
+    np.testing.assert_allclose(found.se, math.sqrt((0.25 + 1) / 400))
+    ratio = METRICS["sd_ratio"].compute(tree, reference)
+    np.testing.assert_allclose(ratio.value, 0.5)
+    kurtosis = (((z - z.mean(0)) / z.std(0)) ** 4).mean(0)
+    se = 0.5 * np.sqrt((kurtosis - 1) / 4 * 2 / 400)
+    assert np.isclose(ratio.se, se).any()
+
+
+def test_summary_adds_the_errors_of_guide_and_floor():
+    dims, coords = ("guide", "metric", "problem"), {"guide": ["exact", "a"], "metric": ["c2st"]}
+    value = np.array([[[0.52, 0.49]], [[0.60, 0.56]]])
+    se = np.array([[[0.04, 0.04]], [[0.03, 0.03]]])
+    given = xarray.Dataset(
+        {
+            "value": (dims, value),
+            "floor": (dims, np.broadcast_to(value[:1], value.shape).copy()),
+            "se": (dims, se),
+            "reason": (dims[:2], np.full((2, 1), "")),
+        },
+        coords=coords,
+    )
+    a = diagnostics.summary(given).sel(guide="a", metric="c2st")
+    np.testing.assert_allclose(float(a.excess), (0.08 + 0.05) / 2)  # of the distances from a half
+    np.testing.assert_allclose(float(a.excess_se), 0.05 / math.sqrt(2))
+    np.testing.assert_allclose(float(a.se), 0.03 / math.sqrt(2))
+
+
+def test_guide_floor_and_reference_have_draws_of_their_own(double):
+    trees = diagnostics.collect(
+        double, {"a": double.exact(), "b": double.exact()}, double.observations()[:1], seed=0
+    )
+    sets = [
+        t["posterior"]["z"].values for t in (trees["exact"], trees.floor, trees["a"], trees["b"])
+    ]
+    for k, one in enumerate(sets):
+        assert not any(np.isin(one[..., 0], other[..., 0]).any() for other in sets[:k])

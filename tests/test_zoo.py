@@ -148,6 +148,26 @@ def test_log_q_of_draws_is_log_prob(entry, any_x):
     torch.testing.assert_close(found.stats["log_q"], again, rtol=1e-9, atol=1e-9)
 
 
+def test_the_pyro_program_has_the_law_of_the_draws(entry, any_x):
+    """Traced, it scores its own values as `log_prob` does."""
+    if any_x.kind == "reference":
+        pytest.skip("no density of its own")
+    x, lat = take(entry.observations(), slice(0, 5)), any_x.latents
+    for seed in range(4):
+        with seeded(seed), torch.no_grad():
+            trace = any_x.trace(x)
+        values = {n: trace.nodes[n]["value"] for n in lat.names}
+        score = any_x.log_prob(values, x).sum()
+        torch.testing.assert_close(trace.log_prob_sum(), score, rtol=1e-8, atol=1e-7)
+
+
+def test_the_seed_alone_decides_the_draws(entry, exact):
+    x = take(entry.observations(), slice(0, 2))
+    one, two, other = (exact.draw(x, draws=20, chains=2, seed=s).values for s in (3, 3, 4))
+    assert all(torch.equal(one[n], two[n]) for n in one)
+    assert not all(torch.equal(one[n], other[n]) for n in one)
+
+
 def test_single_precision_agrees_with_double(request, entry, any_x):
     single = zoo.MODELS[request.node.callspec.params["entry"]]()
     exact = single.exact()
