@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from inference.checkpoint import versions
+from inference.errors import BadInput
 from inference.guide import Draws, Guide, HasDensity, HasEvidence
 from inference.latents import Latents, ModelLike, Values
 from inference.observation import Observation, parts
@@ -65,6 +66,14 @@ def draw(
     Raises:
         BadInput: x or a count is wrong, or the guide misses a latent site.
     """
+    if not isinstance(guide, Guide):
+        name = getattr(guide, "__name__", type(guide).__name__)
+        raise BadInput(
+            "guide",
+            expected="a guide built for the model, GuideClass(model)",
+            got=name,
+            fix="Build it; for a Pyro guide of your own there is diagnostics.from_pyro_guide.",
+        )
     lat = guide.latents
     x = beside(guide, x)
     began = time.perf_counter()

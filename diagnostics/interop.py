@@ -68,7 +68,7 @@ def from_pyro_guide(
     Returns:
         Groups `posterior` with the model's deterministic sites, `observed_data`, `constant_data`
         where x is a tuple, and `sample_stats`: `log_p_joint` in nats by problem, and where the
-        guide has a density `log_q`, by problem or, if the guide ties problems, their sum.
+        guide has a density `log_q`; both are sums over problems if the guide ties them.
 
     Raises:
         BadInput: the guide misses a latent site, or gives it another shape; a count is below 1.
@@ -95,6 +95,8 @@ def from_pyro_guide(
         stats = {"log_p_joint": lat.log_joint(values, x)}
         if log_q is not None:
             stats["log_q"] = log_q
+            if log_q.dim() < stats["log_p_joint"].dim():  # tied: both are sums, or neither
+                stats["log_p_joint"] = stats["log_p_joint"].sum(-1)
         with seeded(seed, 2):
             replicas = {lat.observed: lat.replicate(values, x)} if posterior_predictive else {}
         flat = {n: _squeezed(lat, v) for n, v in values.items()}

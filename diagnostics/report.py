@@ -141,6 +141,7 @@ def _row(run: RunDirectory, beside: Path) -> dict[str, Any]:
             "se": f"± {error:.3f}" if judged else str(cell.reason.values),
             "state": ("at" if bool(cell.at_floor) else "above") if judged else "plain",
             "verdict": sentence,
+            "said": "at" if sentence == AT_FLOOR else "above",
         }
     link = os.path.relpath(run.path / "report.html", beside)
     return {"title": run.title, "link": quote(Path(link).as_posix()), "cells": cells}

@@ -265,3 +265,10 @@ def test_arviz_plot(tree, tmp_path, monkeypatch):
     plot.savefig(tmp_path / "z.png")
     pyplot.close("all")
     assert (tmp_path / "z.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("guide", [lambda x: None, inference.Flow])
+def test_what_is_no_guide_is_refused(model, guide):
+    """A function, or a class that was not built."""
+    with pytest.raises(BadInput, match="from_pyro_guide"):
+        diagnostics.draw(model, guide, model.observations()[:2], seed=0)

@@ -189,7 +189,9 @@ def test_a_guide_that_ties_problems_has_one_density(store):
     with seeded(0):
         tree = from_pyro_guide(spikes, guide, COUNTS, draws=20, seed=0)
     assert tree.posterior["rate"].dims == ("chain", "draw", "problem")
+    # both or neither, or their difference would broadcast into wrong weights
     assert tree.sample_stats["log_q"].dims == ("chain", "draw")
+    assert tree.sample_stats["log_p_joint"].dims == ("chain", "draw")
 
 
 def test_guides_of_ours():
