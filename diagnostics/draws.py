@@ -103,6 +103,7 @@ def draw(
         "seed": seed,
         "seconds": seconds,
         "independent_draws": int(guide.independent),
+        **({} if found.time_constants is None else {"time_constants": found.time_constants}),
         "discrete": ",".join(s.name for s in lat.sites if s.discrete),
         **{f"version_{name}": v for name, v in versions().items()},
     }

@@ -20,18 +20,40 @@ from .errors import (
     lookup,
 )
 from .fit import Fit, fit
-from .guide import Draws, Guide, HasDensity, HasEvidence, HasNoise, HasRsample, HasScore
+from .guide import (
+    Draws,
+    Guide,
+    HasClosedForm,
+    HasDensity,
+    HasDivergence,
+    HasEvidence,
+    HasNoise,
+    HasNoiseLevels,
+    HasRsample,
+    HasScore,
+)
 from .guides.autoguide import AutoMultivariateNormal, AutoNormal
 from .guides.encoder import FullCovarianceEncoder, MeanFieldEncoder
 from .guides.flow import Flow
 from .guides.nuts import NUTS
+from .guides.random_reservoir import RandomReservoir
+from .guides.reservoir import EnergyReservoir, ReservoirSampler
+from .guides.sampler_only import SamplerOnlyCurrent, SamplerOnlyRate
 from .implicit import Implicit
 from .latents import Latents, ModelLike, Site, Values
 from .objective import Objective, Player
 from .objectives.elbo import ELBO
 from .objectives.forward_kl import ForwardKL
+from .objectives.score_matching import (
+    DenoisingScoreMatching,
+    ExactScore,
+    ImplicitScore,
+    MixedScore,
+    NoiseStaircase,
+)
 from .observation import Observation
 from .packed import PackedGuide
+from .sampling import Sampling
 
 __all__ = [
     "ELBO",
@@ -42,31 +64,45 @@ __all__ = [
     "AutoNormal",
     "BadCheckpoint",
     "BadInput",
+    "DenoisingScoreMatching",
     "Diverged",
     "Draws",
+    "EnergyReservoir",
+    "ExactScore",
     "Fit",
     "Flow",
     "ForwardKL",
     "FullCovarianceEncoder",
     "Guide",
+    "HasClosedForm",
     "HasDensity",
+    "HasDivergence",
     "HasEvidence",
     "HasNoise",
+    "HasNoiseLevels",
     "HasRsample",
     "HasScore",
     "Implicit",
+    "ImplicitScore",
     "Incompatible",
     "Latents",
     "MeanFieldEncoder",
+    "MixedScore",
     "ModelLike",
     "NeuroguideError",
     "NoDensity",
     "NoExactPosterior",
+    "NoiseStaircase",
     "Objective",
     "Observation",
     "OutputError",
     "PackedGuide",
     "Player",
+    "RandomReservoir",
+    "ReservoirSampler",
+    "SamplerOnlyCurrent",
+    "SamplerOnlyRate",
+    "Sampling",
     "Site",
     "Values",
     "exact",
@@ -89,5 +125,18 @@ GUIDES: Mapping[str, Callable[..., Guide]] = {
     "auto_normal": AutoNormal,
     "auto_multivariate_normal": AutoMultivariateNormal,
     "nuts": NUTS,
+    "reservoir_sampler": ReservoirSampler,
+    "random_reservoir": RandomReservoir,
+    "energy_reservoir": EnergyReservoir,
+    "sampler_only_rate": SamplerOnlyRate,
+    "sampler_only_current": SamplerOnlyCurrent,
 }
-OBJECTIVES: Mapping[str, type[Objective]] = {"elbo": ELBO, "forward_kl": ForwardKL}
+OBJECTIVES: Mapping[str, type[Objective]] = {
+    "elbo": ELBO,
+    "forward_kl": ForwardKL,
+    "denoising_score_matching": DenoisingScoreMatching,
+    "noise_staircase": NoiseStaircase,
+    "exact_score": ExactScore,
+    "mixed_score": MixedScore,
+    "implicit_score": ImplicitScore,
+}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ from torch import Tensor, nn
 
 from . import checkpoint as files
 from .errors import BadCheckpoint, BadInput, Incompatible
-from .guide import Guide, check_counts
-from .latents import ModelLike
-from .loop import Loop, Trainer
+from .guide import Guide, HasClosedForm, check_counts
+from .latents import ModelLike, Values
+from .loop import Batches, Loop, Trainer
 from .objective import Objective
 from .observation import Observation, fingerprint, parts
-from .seeds import seeded, stream
+from .progress import bar
+from .seeds import reseed, seeded, stream
 
 __all__ = ["Fit", "fit"]
 
@@ -99,6 +101,7 @@ def fit(
     objective: Objective | None = None,
     steps: int = 2000,
     batch_size: int = 256,
+    simulations: int | None = None,
     lr: float = 5e-3,
     seed: int = 0,
     learn_model: bool = False,
@@ -122,6 +125,8 @@ def fit(
         steps: steps in all, those of a resumed run included.
         batch_size: problems per step; all of x where the data set is one problem or the guide has
             parameters for each problem.
+        simulations: how often the model may be simulated, where x is None: the same draws are used
+            again and again, which the guide can overfit; None makes fresh draws for each step.
         lr: first learning rate of players without their own.
         seed: an integer >= 0.
         learn_model: learn the model's parameters too.
@@ -147,13 +152,14 @@ def fit(
     x = _place(device, model, guide, x)
     chosen = objective or (guide.objective() if guide.objective else None)
     _check(guide, chosen, x, learn_model=learn_model)
+    x, z = (x, None) if simulations is None else _simulations(guide, x, simulations, seed)
     trainers = _trainers(guide, chosen, learn_model=learn_model, lr=lr)
     settings = {
         "guide": type(guide).__name__,
         "knobs": guide.knobs,
         "objective": type(chosen).__name__,
         "objective_knobs": chosen.knobs if chosen else {},
-        "data": "joint" if x is None else fingerprint(*parts(x)),
+        "data": "joint" if x is None else fingerprint(*parts(x), *(z or {}).values()),
         "model": fingerprint(*model.state_dict().values()) if isinstance(model, nn.Module) else "",
         "steps": steps,
         "batch_size": batch_size,
@@ -172,7 +178,11 @@ def fit(
         if path is not None:
             run._write(path, {n: v for t in trainers for n, v in t.state()})
 
-    Loop(run, chosen, trainers, x, save).run(show=progress, title=title or type(guide).__name__)
+    if isinstance(guide, HasClosedForm):
+        _settle(run, guide, chosen, x, z, show=progress)
+        save()
+        return run
+    Loop(run, chosen, trainers, x, z, save).run(show=progress, title=title or type(guide).__name__)
     return run
 
 
@@ -190,6 +200,22 @@ def _place(
     if not isinstance(x, Tensor | tuple) or not all(isinstance(t, Tensor) for t in parts(x)):
         return x
     return tuple(t.to(device) for t in x) if isinstance(x, tuple) else x.to(device)
+
+
+def _simulations(
+    guide: Guide, x: Observation | None, n: int, seed: int
+) -> tuple[Observation, Values]:
+    """A fixed set of n draws from the joint."""
+    check_counts(simulations=n)
+    if x is not None or not guide.latents.plated:
+        raise BadInput(
+            "simulations",
+            expected='x=None and a model whose latents are inside the plate "data"',
+            got="observations" if x is not None else "a model whose data set is one problem",
+            fix="Leave simulations out.",
+        )
+    z, made = guide.latents.joint(n, seed=stream(seed, 2))
+    return made, z
 
 
 def _check(
@@ -230,6 +256,30 @@ def _trainers(
         if parameters:
             found.append(Trainer(name, parameters, player.steps, player.lr or lr))
     return found
+
+
+def _settle(
+    run: Fit,
+    guide: HasClosedForm,
+    objective: Objective,
+    x: Observation | None,
+    z: Values | None,
+    *,
+    show: bool,
+) -> None:
+    """Hand a guide with a closed form its batches; nothing where that is done already."""
+    if run.steps:
+        return
+    began, steps = time.perf_counter(), run.settings["steps"]
+    batches = Batches(run.guide, x, run.settings["batch_size"], run.seed, z)
+    with seeded(run.seed), bar(type(guide).__name__, steps, show=show) as advance:
+        for k in range(steps):
+            reseed(run.seed, 0, k)
+            objective.progress = k / steps
+            guide.absorb(objective, *batches(k))
+            advance()
+    run.losses = {"guide": np.array([guide.settle()], np.float32)}
+    run.seconds = time.perf_counter() - began
 
 
 def _resume(path: Path, run: Fit, trainers: list[Trainer]) -> None:

@@ -20,7 +20,18 @@ from .objective import Objective
 from .observation import Observation, parts, repeat
 from .seeds import seeded
 
-__all__ = ["Draws", "Guide", "HasDensity", "HasEvidence", "HasNoise", "HasRsample", "HasScore"]
+__all__ = [
+    "Draws",
+    "Guide",
+    "HasClosedForm",
+    "HasDensity",
+    "HasDivergence",
+    "HasEvidence",
+    "HasNoise",
+    "HasNoiseLevels",
+    "HasRsample",
+    "HasScore",
+]
 
 
 @runtime_checkable
@@ -37,6 +48,47 @@ class HasScore(Protocol):
 
     def score(self, z: Values, x: Observation) -> Tensor:
         """Latents (..., B, *shape) to score (..., B, D)."""
+
+
+@runtime_checkable
+class HasNoiseLevels(Protocol):
+    """A score at every level of noise on whitened latents y: for score matching.
+
+    Attributes:
+        noise: smallest and largest level.
+        single_level: whether the smallest is all it was taught; objectives set it.
+    """
+
+    noise: tuple[float, float]
+    single_level: Tensor
+
+    def whiten(self, z: Values, x: Observation) -> Tensor:
+        """Latents (..., B, *shape) to y (..., B, D)."""
+
+    def unwhiten(self, y: Tensor, x: Observation) -> Tensor:
+        """y to packed latents (..., B, D)."""
+
+    def smoothed_score(self, y: Tensor, x: Observation, sigma: Tensor) -> Tensor:
+        """Score (B, D) at y (B, D) of q(y given x) blurred by noise of sd sigma (B,)."""
+
+
+@runtime_checkable
+class HasDivergence(HasNoiseLevels, Protocol):
+    """The divergence of that score in closed form: for implicit score matching."""
+
+    def divergence(self, y: Tensor, x: Observation, sigma: Tensor) -> Tensor:
+        """Divergence (B,) of the smoothed score at y (B, D)."""
+
+
+@runtime_checkable
+class HasClosedForm(Protocol):
+    """Learned in closed form: fit hands it batches, and then lets it settle."""
+
+    def absorb(self, objective: Objective, x: Observation, z: Values | None) -> None:
+        """Take in a batch."""
+
+    def settle(self) -> float:
+        """Learn from all of them; returns the mean loss."""
 
 
 @runtime_checkable
@@ -71,11 +123,13 @@ class Draws:
         values: latents by site name, each (chains, draws, B, *shape).
         stats: one number per draw, each (chains, draws, B).
         circuit: what the neurons did, by quantity, each (chains, draws, B, ...).
+        time_constants: simulated time of all chains together, where time is simulated.
     """
 
     values: Values
     stats: Values = field(default_factory=dict)
     circuit: Values = field(default_factory=dict)
+    time_constants: float | None = None
 
 
 class Guide(LocalModule):
@@ -97,7 +151,7 @@ class Guide(LocalModule):
 
     objective: ClassVar[type[Objective] | None] = None
     amortised: ClassVar[bool] = True
-    independent: ClassVar[bool] = True
+    independent: bool = True
 
     def __init__(self, model: ModelLike, **knobs: Any) -> None:
         super().__init__()

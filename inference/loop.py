@@ -87,10 +87,18 @@ class Batches:
         x: observations, or None for the joint.
         batch_size: problems per batch.
         seed: of the shuffles; draws from the joint use torch's generator.
+        z: the latents that made x, where the data are simulations.
     """
 
-    def __init__(self, guide: Guide, x: Observation | None, batch_size: int, seed: int) -> None:
-        self.latents, self.x, self.seed = guide.latents, x, seed
+    def __init__(
+        self,
+        guide: Guide,
+        x: Observation | None,
+        batch_size: int,
+        seed: int,
+        z: Values | None = None,
+    ) -> None:
+        self.latents, self.x, self.z, self.seed = guide.latents, x, z, seed
         self.like = x if x is not None else self.latents.like
         rows = size(self.like)
         self.whole = not (self.latents.plated and guide.amortised)
@@ -110,7 +118,9 @@ class Batches:
         if epoch != self.epoch:
             generator = torch.Generator().manual_seed(stream(self.seed, 1, epoch))
             self.epoch, self.order = epoch, torch.randperm(size(self.x), generator=generator)
-        return take(self.x, self.order[slot * self.size : (slot + 1) * self.size]), None
+        rows = self.order[slot * self.size : (slot + 1) * self.size]
+        made = None if self.z is None else {n: v[rows] for n, v in self.z.items()}
+        return take(self.x, rows), made
 
 
 class Loop:
@@ -121,6 +131,7 @@ class Loop:
         objective: gives a loss per player.
         trainers: the players.
         x: observations, or None for the joint.
+        z: the latents that made x, where they are simulations.
         save: writes a checkpoint.
     """
 
@@ -130,11 +141,12 @@ class Loop:
         objective: Objective,
         trainers: list[Trainer],
         x: Observation | None,
+        z: Values | None,
         save: Callable[[], None],
     ) -> None:
         self.fit, self.save, self.trainers = fit, save, trainers
         self.objective = objective.to(next(iter(trainers)).parameters[0].device)
-        self.batches = Batches(fit.guide, x, fit.settings["batch_size"], fit.seed)
+        self.batches = Batches(fit.guide, x, fit.settings["batch_size"], fit.seed, z)
         self.updates = sum(t.steps for t in trainers)
         self.steps: int = fit.settings["steps"]
         self.losses = {t.name: torch.full((self.steps,), math.nan) for t in trainers}
@@ -178,6 +190,7 @@ class Loop:
         warm = min(1.0, (step + 1) / (WARM_UP * self.steps))
         rate = warm * 0.5 * (1 + math.cos(math.pi * step / self.steps))
         model, guide, k = self.fit.guide.model, self.fit.guide, step * self.updates
+        self.objective.progress = step / self.steps
         for trainer in self.trainers:
             for _ in range(trainer.steps):
                 loss = self.objective(model, guide, *self.batches(k))[trainer.name]

@@ -43,12 +43,14 @@ class Objective(nn.Module):
         remedy: what to use where it has not.
         joint_only: trains on draws from the model's joint, so batches must carry latents.
         learns_model: gives a valid gradient for the model's parameters too.
+        progress: share of the fit that is done, in [0, 1), for schedules; set by the loop.
     """
 
     needs: ClassVar[type]
     remedy: ClassVar[str] = "Choose another objective."
     joint_only: ClassVar[bool] = False
     learns_model: ClassVar[bool] = False
+    progress: float = 0.0
 
     def __init__(self, **knobs: Any) -> None:
         super().__init__()

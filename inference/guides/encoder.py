@@ -52,7 +52,7 @@ class Encoder(nn.Module):
         n = next(iter(z.values())).shape[0]
         features = flatten(x, n)
         for name, t in (("x", features), ("u", latents.pack(z)[0])):
-            loc, scale = _centre_and_scale(t)
+            loc, scale = centre_and_scale(t)
             self.register_buffer(f"{name}_loc", loc)
             self.register_buffer(f"{name}_scale", scale)
         widths = [features.shape[1], *hidden, outputs]
@@ -84,7 +84,7 @@ def squash(scaled: Tensor) -> Tensor:
     return 10 * torch.tanh(scaled / 10)
 
 
-def _centre_and_scale(t: Tensor) -> tuple[Tensor, Tensor]:
+def centre_and_scale(t: Tensor) -> tuple[Tensor, Tensor]:
     """Median and half the central 68 % range; sd, then 1, where that range is empty."""
     low, mid, high = torch.quantile(t, t.new_tensor([0.16, 0.5, 0.84]), dim=0)
     scale = (high - low) / 2

@@ -1,0 +1,161 @@
+"""How a circuit is run: noise levels, steps, corrections, and what is kept."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+from .errors import BadInput
+
+__all__ = ["Plan", "Sampling", "Step", "plan"]
+
+LEVELS = 100  # of a transient, unless the user says otherwise
+SPACING = 7.0  # noise levels are equally spaced in sigma ** (1 / SPACING)
+CORRECTIONS = ("none", "model", "own")
+RECORDS = ("rates", "spikes")
+LEAST = {"levels": 0, "correctors": 0, "warmup": 0, "per_start": 1, "thin": 1}
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a circuit is run, from the onset of a stimulus to its draws; may be changed at any time.
+
+    First the tonic current that stands for the noise level falls from its largest to its smallest
+    value (the transient); then the circuit follows Langevin dynamics at the smallest.
+
+    Attributes:
+        levels: noise levels of the transient, 100 by default; 0 starts at the linear guess and has
+            none, the default of a circuit that was taught one level alone.
+        correctors: Langevin steps at each level.
+        ratio: step size in units of sigma^2, where `step` does not set it.
+        step: step size of the stationary part, in units of the guess's variance; with a correction
+            it is only where the tuning of steps begins.
+        warmup: stationary steps before the first draw; they tune corrected steps.
+        per_start: draws from one onset; with 1 all draws are independent.
+        thin: stationary steps from one draw to the next.
+        correction: "none", or a Metropolis correction of the stationary part by the "model"'s joint
+            density, or by the circuit's "own" potential, where it has one.
+        skew: strength of the skew part of the dynamics, which moves faster and keeps the law.
+        path_weights: keep log importance weights of whole paths, valid whatever the score.
+        record: what to keep of the neurons: "rates", and "spikes", counts of a time constant whose
+            means are the rectified rates.
+
+    Raises:
+        BadInput: a field is out of range.
+    """
+
+    levels: int | None = None
+    correctors: int = 1
+    ratio: float = 0.15
+    step: float | None = None
+    warmup: int = 10
+    per_start: int = 1
+    thin: int = 1
+    correction: str = "none"
+    skew: float = 0.0
+    path_weights: bool = False
+    record: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        self._require("correction", f"one of {CORRECTIONS}", good=self.correction in CORRECTIONS)
+        self._require("record", f"a tuple out of {RECORDS}", good=set(self.record) <= set(RECORDS))
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            good = (name == "levels" and value is None) or (
+                isinstance(value, int) and not isinstance(value, bool) and value >= least
+            )
+            self._require(name, f"an integer >= {least}", good=good)
+        for name in ("ratio", "step"):
+            value = getattr(self, name)
+            good = (name == "step" and value is None) or 0 < value < math.inf
+            self._require(name, "a positive, finite number", good=good)
+        corrected = self.correction != "none"
+        if corrected and self.path_weights:
+            raise BadInput(
+                "path_weights", expected="plain dynamics", got=f"correction={self.correction!r}",
+                fix="Choose one of the two.",
+            )  # fmt: skip
+        if self.record and (corrected or self.path_weights):
+            raise BadInput(
+                "record", expected="plain dynamics", got="a correction or path weights",
+                fix="Neurons cannot take a step back: leave record=() or the others out.",
+            )  # fmt: skip
+
+    def _require(self, name: str, expected: str, *, good: bool) -> None:
+        if not good:
+            got = repr(getattr(self, name))
+            raise BadInput(name, expected=expected, got=got, fix=f"Sampling({name}=...).")
+
+
+@dataclass(frozen=True)
+class Step:
+    """y becomes y + drift * score(y; x, sigma) + noise * xi.
+
+    Attributes:
+        sigma: noise level of the score.
+        drift: size of the step.
+        noise: sd of its noise.
+        onward: sd of the noise that leads back up in a transient; None in Langevin steps.
+        stationary: belongs to the part after the transient.
+        tune: comes before the first draw, so that its size may be tuned.
+    """
+
+    sigma: float
+    drift: float
+    noise: float
+    onward: float | None = None
+    stationary: bool = False
+    tune: bool = False
+
+    @property
+    def time(self) -> float:
+        """Simulated time, in time constants of the neurons."""
+        return self.drift / (1 + self.sigma**2)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The steps from an onset on.
+
+    Attributes:
+        steps: in their order.
+        keep: after how many steps each draw is due.
+        start: sd of the first states.
+    """
+
+    steps: tuple[Step, ...]
+    keep: tuple[int, ...]
+    start: float
+
+    @property
+    def time(self) -> float:
+        """Simulated time of one onset, in time constants of the neurons."""
+        return sum(s.time for s in self.steps)
+
+
+def plan(how: Sampling, low: float, high: float) -> Plan:
+    """Noise levels from high to low, then the stationary part at low."""
+    n = LEVELS if how.levels is None else how.levels
+    a, b = (s ** (1 / SPACING) for s in (high, low))
+    levels = [(a + k / n * (b - a)) ** SPACING for k in range(n)] + [low] if n else []
+    steps: list[Step] = []
+    for above, sigma in pairwise(levels):
+        steps.append(_descend(above, sigma))
+        steps += [_langevin(sigma, how.ratio * sigma**2)] * how.correctors
+    size = how.step or how.ratio * low**2
+    steps += [_langevin(low, size, stationary=True, tune=True)] * how.warmup
+    keep = tuple(len(steps) + k * how.thin for k in range(how.per_start))
+    steps += [_langevin(low, size, stationary=True)] * (keep[-1] - len(steps))
+    return Plan(tuple(steps), keep, math.sqrt(1 + high**2) if n else 1.0)
+
+
+def _langevin(sigma: float, size: float, *, stationary: bool = False, tune: bool = False) -> Step:
+    """Unadjusted Langevin step."""
+    return Step(sigma, size, math.sqrt(2 * size), stationary=stationary, tune=tune)
+
+
+def _descend(high: float, low: float) -> Step:
+    """From one noise level to the next; exact where the denoised state is constant."""
+    gap = high**2 - low**2
+    return Step(high, gap, low / high * math.sqrt(gap), math.sqrt(gap))
