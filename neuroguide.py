@@ -354,6 +354,8 @@ def _compare(
     c = run.config
     sizes = {"draws": c["draws"], "chains": c["chains"], "seed": c["seed"]}
     trees = diagnostics.collect(model, guides, x, **sizes, progress=True)
+    for name, guide in guides.items():
+        diagnostics.watch(trees[name], guide, x, reference=trees[EXACT], seed=c["seed"])
     shape = model.image_shape or ()
     if shape:
         for tree in trees.values():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from . import plot_calibration, plot_signatures, plots
 from .calibration import sbc, sbc_by, sbc_test
+from .circuits import score_field, trajectories, watch
 from .compare import Collected, collect, compare, compare_draws, summary
 from .coverage import coverage, tarp
 from .draws import draw, packed, reconstruct
@@ -57,11 +58,14 @@ __all__ = [
     "sbc",
     "sbc_by",
     "sbc_test",
+    "score_field",
     "signal_correlations",
     "sparsity",
     "summary",
     "synaptic_variance",
     "tarp",
+    "trajectories",
     "variance_against_contrast",
     "verdicts",
+    "watch",
 ]

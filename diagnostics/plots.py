@@ -8,9 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from inference import GUIDES
+from inference.guide import Guide
+from inference.latents import ModelLike
+from inference.observation import Observation
 
+from . import circuits, plot_circuits, plot_scores
 from .compare import EXACT
 from .draws import packed
+from .plot_circuits import rates
 from .plot_model import model
 from .style import INK, PALETTE, new_figure
 from .verdict import labels
@@ -28,11 +33,16 @@ __all__ = [
     "marginals",
     "model",
     "ranks",
+    "rates",
     "reconstructions",
+    "score_field",
     "traces",
+    "trajectories",
 ]
 
 Array = np.ndarray[Any, Any]
+# yellow lines cannot be seen on white: wine instead, of Tol's schemes for the colour-blind
+GUIDE_INKS = (*PALETTE[:6], "#882255")
 MAX_PANELS = 12
 MAX_CHAINED = 4  # latents whose chains are shown
 SMOOTH = 40  # losses are shown as means over 1/40 of the steps
@@ -42,7 +52,7 @@ def colour(name: str) -> str:
     """The colour of a guide, by its place in the table; the exact posterior is black."""
     others = [g for g in GUIDES if g != EXACT]
     place = others.index(name) if name in others else sum(map(ord, name))
-    return INK if name == EXACT else PALETTE[place % len(PALETTE)]
+    return INK if name == EXACT else GUIDE_INKS[place % len(GUIDE_INKS)]
 
 
 def _title(name: str) -> str:
@@ -250,3 +260,38 @@ def losses(runs: Mapping[str, Mapping[str, np.ndarray[Any, Any]]]) -> Figure:
             ax.legend(frameon=False)
     axes[0].set_ylabel("loss / nats")
     return figure
+
+
+def score_field(
+    model: ModelLike, guide: Guide, x: Observation, *, problem: int = 0, **knobs: Any
+) -> Figure:
+    """A circuit's score beside the true one, for one problem.
+
+    Args:
+        model: the model.
+        guide: a guide with a score, such as a reservoir sampler.
+        x: observation of B problems.
+        problem: which of them.
+        **knobs: of :func:`diagnostics.score_field`, which says what is raised, too.
+    """
+    found = circuits.score_field(model, guide, x, problem=problem, **knobs)
+    return plot_scores.score_field(found, ink=colour(_registered(guide)))
+
+
+def trajectories(guide: Guide, x: Observation, *, problem: int = 0, **knobs: Any) -> Figure:
+    """A circuit's outputs from the onset of a stimulus on, in a few runs.
+
+    Args:
+        guide: a circuit, such as a reservoir sampler.
+        x: observation of B problems.
+        problem: which of them.
+        **knobs: of :func:`diagnostics.trajectories`, which says what is raised, too.
+    """
+    found = circuits.trajectories(guide, x, problem=problem, **knobs)
+    return plot_circuits.trajectories(found, ink=colour(_registered(guide)))
+
+
+def _registered(guide: Guide) -> str:
+    """The name of its class on the command line, or in Python."""
+    names = [name for name, made in GUIDES.items() if made is type(guide)]
+    return names[0] if names else type(guide).__name__

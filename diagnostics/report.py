@@ -14,7 +14,7 @@ from urllib.parse import quote
 from inference.errors import BadInput
 from inference.files import write_bytes
 
-from . import plots
+from . import plot_circuits, plot_scores, plots
 from .compare import EXACT, summary
 from .metrics import METRICS
 from .rundir import RunDirectory
@@ -174,7 +174,7 @@ def _compared(run: RunDirectory) -> dict[str, Any]:
 
 
 def _pictures(trees: Mapping[str, DataTree], image_shape: str) -> dict[str, Figure | None]:
-    """Figures by name; for guides whose draws are correlated their chains, too."""
+    """Figures by name; of circuits what they do, of correlated draws their chains, too."""
     found: dict[str, Figure | None] = {
         "marginals": plots.marginals(trees),
         "forest": plots.forest(trees),
@@ -184,9 +184,25 @@ def _pictures(trees: Mapping[str, DataTree], image_shape: str) -> dict[str, Figu
     if shape := tuple(int(n) for n in image_shape.split(",") if n):
         found["reconstructions"] = plots.reconstructions(trees, shape)
     for name, tree in trees.items():
+        found |= _circuit(name, tree)
         if not tree.attrs["independent_draws"] and tree["posterior"].sizes["chain"] > 1:
             found[f"ranks of {name}"] = plots.ranks(tree)
             found[f"traces of {name}"] = plots.traces(tree)
+    return found
+
+
+def _circuit(name: str, tree: DataTree) -> dict[str, Figure | None]:
+    """What was seen of a circuit; nothing of other guides."""
+    found: dict[str, Figure | None] = {}
+    ink = plots.colour(name)
+    if "score_field" in tree.children:
+        scores = tree["score_field"].to_dataset()
+        kind = "scores" if scores.sizes["packed"] > 2 else "field"
+        found[f"{kind} of {name}"] = plot_scores.score_field(scores, ink=ink)
+    if "trajectory" in tree.children:
+        paths = tree["trajectory"].to_dataset()
+        found[f"paths of {name}"] = plot_circuits.trajectories(paths, ink=ink)
+        found |= {f"rates of {name}": plots.rates(tree)} if "rates" in paths else {}
     return found
 
 

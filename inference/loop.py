@@ -170,6 +170,7 @@ class Loop:
             seeded(self.fit.seed),
             bar(title, self.steps, start=self.done, show=show) as advance,
         ):
+            self.fit.guide.train()
             try:
                 for step in range(self.done, self.steps):
                     self.step(step)
@@ -182,6 +183,8 @@ class Loop:
                 if not self.midway:  # half a step would be taken twice
                     keep()
                 raise
+            finally:
+                self.fit.guide.eval()
         keep()
 
     def step(self, step: int) -> None:

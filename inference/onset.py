@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.func import jvp
+from torch.func import vjp
 
 from .errors import Diverged
 from .langevin import Target, run
@@ -81,7 +81,7 @@ class Onset:
         self.work = self.standard.new_empty(n * b, self.circuit.neurons)
         first = self.plan.start * torch.randn_like(self.standard.new_empty(n, b, d))
         chains = self.circuit.chains(first.clone(), self)
-        kept: dict[str, list[Tensor]] = {}
+        kept: dict[str, Tensor] = {}
 
         def take(k: int) -> None:
             found = {"u": self.unwhiten(chains.y), **chains.numbers()}
@@ -90,13 +90,15 @@ class Onset:
             if self.how.path_weights:
                 found["log_q"] = self._log_q(first, found["u"], found.pop("log_path"))
             for name, t in found.items():
-                kept.setdefault(name, []).append(t.clone())
+                if k == 0:
+                    kept[name] = t.new_empty(n, len(self.plan.keep), *t.shape[1:])
+                kept[name][:, k] = t
 
         try:
             run(chains, self.plan, take, advance)
         except Diverged as error:
             raise self._advice(error) from None
-        return {name: torch.stack(ts, 1) for name, ts in kept.items()}
+        return kept
 
     def _log_q(self, first: Tensor, u: Tensor, log_path: Tensor) -> Tensor:
         """log p(x, z) less the log importance weight of the whole path, (n, B)."""
@@ -115,7 +117,7 @@ class Onset:
         v = torch.randn_like(y)
         for _ in range(POWERS):
             v = v / v.norm(dim=-1, keepdim=True)
-            v = jvp(lambda at: self.circuit.at(at, level), (y,), (v,))[1]
+            v = vjp(lambda at: self.circuit.at(at, level), y)[1](v)[0]
         good = 1 / float(v.norm(dim=-1).max())
         used = max((s.drift for s in self.plan.steps if s.stationary), default=0.0)
         fix = f"Use Sampling(step={good:.2g}); it was {used:.2g}."
@@ -123,5 +125,5 @@ class Onset:
             fix = (
                 "The steps are short enough: the score leads away. Train longer, or with lower lr."
             )
-        error.args = (f"{error} {fix}",)
+        error.args = (f"{error}{fix}",)  # ends with a space: its own fix is empty
         return error

@@ -64,6 +64,7 @@ class TonicInput(nn.Module):
         hidden: widths of their layers.
         noise: smallest and largest noise level.
         gain: inputs multiply, too; otherwise they only add, as in the paper.
+        dropout: share of hidden units left out while training, against few simulations.
     """
 
     def __init__(
@@ -75,14 +76,17 @@ class TonicInput(nn.Module):
         noise: tuple[float, float],
         *,
         gain: bool,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         low, high = (math.log(s) for s in noise)
         self.middle, self.range = (low + high) / 2, (high - low) / 2
         self.sizes = [neurons, outputs, *([neurons, outputs] if gain else [])]
-        self.rest = perceptron(features, hidden, outputs)
-        self.deep = perceptron(features + 1 + 2 * WAVES, hidden, sum(self.sizes))
+        self.rest = perceptron(features, hidden, outputs, dropout)
+        self.deep = perceptron(features + 1 + 2 * WAVES, hidden, sum(self.sizes), dropout)
         with torch.no_grad():
+            for parameter in last(self.rest).parameters():
+                parameter.zero_()
             self.head.weight[neurons : neurons + outputs] = 0
             self.head.weight.mul_(0.1)
             self.head.bias.zero_()
@@ -90,9 +94,7 @@ class TonicInput(nn.Module):
     @property
     def head(self) -> nn.Linear:
         """The last layer; its bias is that of the neurons, then that of the outputs."""
-        layer = self.deep[-1]
-        assert isinstance(layer, nn.Linear)
-        return layer
+        return last(self.deep)
 
     def forward(self, standard: Tensor, sigma: Tensor) -> Tonic:
         """Standardised features (B, F), or (1, F), and noise levels (B,)."""
@@ -105,14 +107,17 @@ class TonicInput(nn.Module):
         return Tonic(current, gain, drive, zoom, self.rest(standard))
 
 
-def perceptron(inputs: int, hidden: tuple[int, ...], outputs: int) -> nn.Sequential:
-    """SiLU layers and a linear one that begins at zero."""
+def perceptron(inputs: int, hidden: tuple[int, ...], outputs: int, dropout: float) -> nn.Sequential:
+    """SiLU layers, each with dropout, and a linear one."""
     layers: list[nn.Module] = []
     widths = [inputs, *hidden]
     for a, b in pairwise(widths):
-        layers += [nn.Linear(a, b), nn.SiLU()]
-    last = nn.Linear(widths[-1], outputs)
-    with torch.no_grad():
-        last.weight.mul_(0.0)
-        last.bias.mul_(0.0)
-    return nn.Sequential(*layers, last)
+        layers += [nn.Linear(a, b), nn.SiLU(), nn.Dropout(dropout)]
+    return nn.Sequential(*layers, nn.Linear(widths[-1], outputs))
+
+
+def last(network: nn.Sequential) -> nn.Linear:
+    """The last layer."""
+    layer = network[-1]
+    assert isinstance(layer, nn.Linear)
+    return layer

@@ -12,6 +12,7 @@ import time
 
 import numpy as np
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
@@ -35,6 +36,9 @@ from inference import (
     Objective,
     OutputError,
     Player,
+    RandomReservoir,
+    ReservoirSampler,
+    Sampling,
     fit,
 )
 from inference.checkpoint import plain
@@ -42,12 +46,14 @@ from inference.loop import Batches
 from inference.seeds import seeded
 
 STEPS = 12
+SHORT = Sampling(levels=5)
 GUIDES = {
     "encoder": lambda m: MeanFieldEncoder(m, hidden=(6,)),
     "full encoder": lambda m: FullCovarianceEncoder(m, hidden=(6,)),
     "flow": lambda m: Flow(m, transforms=2, hidden=(6,), bins=4),
     "auto normal": AutoNormal,
     "auto multivariate": AutoMultivariateNormal,
+    "reservoir": lambda m: ReservoirSampler(m, neurons=16, hidden=(6,), sampling=SHORT),
 }
 
 
@@ -521,6 +527,186 @@ def test_batches_of_all_sizes(model):
         fresh, z = batches_of(model, None, 250)(0)
     assert fresh.shape == (250, 7)
     assert z["z"].shape == (250, 3)
+
+
+# ----------------------------------------------------------------------- a fixed set of simulations
+
+
+class Watched(ForwardKL):
+    """Forward KL that keeps its batches and the progress it was told."""
+
+    def __init__(self, breaks_at=-1):
+        super().__init__()
+        self.rows, self.latents, self.told, self.breaks_at = [], [], [], breaks_at
+
+    def forward(self, model, guide, x, z=None):
+        if len(self.told) == self.breaks_at:
+            raise KeyboardInterrupt
+        self.rows.append(x)
+        self.latents.append(z["z"])
+        self.told.append(self.progress)
+        return super().forward(model, guide, x, z)
+
+
+def test_simulations_are_used_again_and_again(model):
+    watched = Watched()
+    run = short(model, make(model), objective=watched, simulations=24)
+    rows, latents = torch.cat(watched.rows), torch.cat(watched.latents)
+    pairs = torch.unique(torch.cat([rows, latents], 1), dim=0)
+    assert len(rows) == STEPS * 8
+    assert len(pairs) == len(torch.unique(rows, dim=0)) == 24  # each x keeps the latents it came of
+    for epoch in rows.split(24):
+        assert len(torch.unique(epoch, dim=0)) == 24
+    assert run.settings["data"] != "joint"
+    fresh = Watched()
+    short(model, make(model), objective=fresh)
+    assert len(torch.unique(torch.cat(fresh.rows), dim=0)) == STEPS * 8
+
+
+def test_simulations_are_draws_from_the_joint(model):
+    """Latents explain their own observations, and no others."""
+    watched = Watched()
+    short(model, make(model), objective=watched, simulations=400, batch_size=400, steps=1)
+    (x,), (z,) = watched.rows, watched.latents
+    with torch.no_grad():
+        miss = ((x - model.predict({"z": z})) / model.noise).square().mean()
+        shuffled = ((x - model.predict({"z": z.roll(1, 0)})) / model.noise).square().mean()
+    se = (2 / x.numel()) ** 0.5  # of a mean of squares of standard Normals
+    assert abs(miss - 1) < 5 * se
+    assert abs(shuffled - 1) > 5 * se
+
+
+def test_fewer_simulations_than_a_batch_are_one_batch(model):
+    watched = Watched()
+    short(model, make(model), objective=watched, simulations=5)
+    assert {len(x) for x in watched.rows} == {5}
+
+
+def test_simulations_depend_on_the_seed_alone(model):
+    runs = [short(model, make(model), simulations=16, seed=s) for s in (3, 3, 4)]
+    assert same(*runs[:2])
+    assert not same(*runs[1:])
+    assert not same(runs[0], short(model, make(model)))
+    assert len({r.settings["data"] for r in runs}) == 2
+
+
+def test_interrupted_runs_on_simulations_end_like_unbroken_ones(model, tmp_path):
+    knobs = {"simulations": 20, "checkpoint": tmp_path / "run"}
+    whole = short(model, make(model), objective=Watched(), simulations=20)
+    with pytest.raises(KeyboardInterrupt):
+        short(model, make(model), objective=Watched(breaks_at=5), **knobs)
+    resumed = short(model, make(model, elsewhere=True), objective=Watched(), **knobs)
+    assert same(whole, resumed)
+    for other in (19, 21, None):
+        message = r"run: expected .*data=.*; got data=.*saved run"
+        with pytest.raises(BadCheckpoint, match=message):
+            short(model, make(model), objective=Watched(), **(knobs | {"simulations": other}))
+
+
+@pytest.mark.parametrize("n", [0, -1, 2.5, True])
+def test_bad_numbers_of_simulations(model, n):
+    with pytest.raises(BadInput, match=rf"^simulations: expected an integer >= 1; got {n!r}"):
+        short(model, make(model), objective=ForwardKL(), simulations=n)
+
+
+def one_problem(x):
+    """The whole data set has one latent."""
+    z = pyro.sample("z", dist.Normal(x.new_tensor(1.0), 2.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+
+def test_simulations_are_refused_where_they_make_no_sense(model):
+    message = r'^simulations: expected x=None and .*"data"; got {}\. Leave simulations out'
+    with pytest.raises(BadInput, match=message.format("observations")):
+        short(model, make(model), model.observations(), simulations=20)
+    whole = zoo.from_pyro(one_problem, torch.tensor([0.3, 1.2, -0.4]))
+    with pytest.raises(BadInput, match=message.format("a model whose data set is one problem")):
+        short(whole, make(whole), objective=ForwardKL(), simulations=20)
+
+
+# ---------------------------------------------------------------------------------------- progress
+
+
+def test_objectives_are_told_how_far_the_fit_has_come(model, tmp_path):
+    watched = Watched()
+    assert watched.progress == 0.0
+    short(model, make(model), objective=watched)
+    assert watched.told == [k / STEPS for k in range(STEPS)]
+    path = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        short(model, make(model), objective=Watched(breaks_at=5), checkpoint=path)
+    resumed = Watched()
+    short(model, make(model), objective=resumed, checkpoint=path)
+    assert resumed.told == [k / STEPS for k in range(5, STEPS)]
+
+
+# ------------------------------------------------------------------------ guides with a closed form
+
+
+def random_reservoir(model):
+    return RandomReservoir(model, neurons=16, sampling=SHORT)
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """How often random reservoirs have absorbed a batch and settled, and the progress then."""
+    calls = {"absorb": [], "settle": 0}
+    absorb, settle = RandomReservoir.absorb, RandomReservoir.settle
+
+    def counted_absorb(self, objective, x, z):
+        calls["absorb"].append((objective.progress, x))
+        absorb(self, objective, x, z)
+
+    def counted_settle(self):
+        calls["settle"] += 1
+        return settle(self)
+
+    monkeypatch.setattr(RandomReservoir, "absorb", counted_absorb)
+    monkeypatch.setattr(RandomReservoir, "settle", counted_settle)
+    return calls
+
+
+def test_closed_forms_settle_once(model, counted):
+    guide = random_reservoir(model)
+    before = guide.outward.detach().clone()
+    torch_state = torch.get_rng_state()
+    run = short(model, guide)
+    assert torch.equal(torch_state, torch.get_rng_state())
+    assert [p for p, _ in counted["absorb"]] == [k / STEPS for k in range(STEPS)]
+    assert len(torch.unique(torch.cat([x for _, x in counted["absorb"]]), dim=0)) == STEPS * 8
+    assert counted["settle"] == 1
+    assert run.losses["guide"].shape == (1,)
+    assert run.losses["guide"].dtype == np.float32
+    assert np.isfinite(run.losses["guide"]).all()
+    assert not torch.equal(before, guide.outward)
+    assert run.seconds > 0
+
+
+def test_closed_forms_are_reproducible_and_saved(model, tmp_path):
+    one, two = (short(model, random_reservoir(model)) for _ in range(2))
+    assert same(one, two)
+    assert not same(one, short(model, random_reservoir(model), seed=4))
+    assert not same(one, short(model, random_reservoir(model), simulations=16))
+    one.save(tmp_path / "fit")
+    assert same(one, Fit.load(tmp_path / "fit", random_reservoir(model)))
+
+
+def test_a_settled_checkpoint_is_taken_as_it_is(model, counted, tmp_path):
+    path = tmp_path / "run"
+    one = short(model, random_reservoir(model), checkpoint=path)
+    again = short(model, random_reservoir(model), checkpoint=path)
+    assert same(one, again)
+    assert again.seconds == one.seconds
+    assert (len(counted["absorb"]), counted["settle"]) == (STEPS, 1)
+    assert Fit.load(path, random_reservoir(model)).steps == 1
+    with pytest.raises(BadCheckpoint, match=r"steps=13.*got steps=12"):
+        short(model, random_reservoir(model), checkpoint=path, steps=13)
+
+
+def test_closed_forms_refuse_other_objectives(model):
+    with pytest.raises(Incompatible, match=r"ForwardKL with RandomReservoir.*HasDensity"):
+        short(model, random_reservoir(model), objective=ForwardKL())
 
 
 # ----------------------------------------------------------------------------------------- refusals

@@ -14,8 +14,18 @@ from pyro.infer import Predictive, Trace_ELBO
 
 import inference
 import zoo
-from inference import GUIDES, BadInput, Guide, HasDensity, NoDensity
+from inference import (
+    GUIDES,
+    BadInput,
+    DenoisingScoreMatching,
+    Guide,
+    HasDensity,
+    HasScore,
+    NoDensity,
+    Sampling,
+)
 from inference.guides.encoder import positive
+from inference.guides.score_circuit import ScoreCircuit
 from inference.observation import parts
 from inference.seeds import seeded
 
@@ -60,6 +70,24 @@ WIDE = float64([1.2, 1.9, -0.4], [0.3, 0.7, 0.1], [2.5, 1.0, 1.8])
 FLAT = (float64(-1.0, 0.2, 0.9, 1.7), float64(-0.9, 0.4, 0.2, 1.3))
 
 
+KINDS = ["factor analysis", "two sites", "inner plate", "one problem"]
+CLASSES = {n: c for n, c in GUIDES.items() if isinstance(c, type)}
+BOUND = [n for n, c in CLASSES.items() if not c.amortised]
+# "exact" is a function; each of the posteriors that it makes here has a density
+WITH_DENSITY = [n for n in GUIDES if n not in CLASSES or issubclass(CLASSES[n], HasDensity)]
+IMPLICIT = [n for n in GUIDES if n not in WITH_DENSITY]
+CIRCUITS = [n for n, c in CLASSES.items() if issubclass(c, ScoreCircuit)]
+LEARNERS = [n for n, c in CLASSES.items() if c.objective is not None]
+KNOBS = {
+    "nuts": {"warmup": 10},
+    "reservoir_sampler": {"neurons": 32, "hidden": (8,)},
+    "random_reservoir": {"neurons": 32},
+    "energy_reservoir": {"neurons": 32, "hidden": (8,)},
+    "sampler_only_rate": {"hidden": (8,)},
+    "sampler_only_current": {"hidden": (8,)},
+}
+
+
 @cache
 def model_of(kind):
     if kind == "factor analysis":
@@ -76,15 +104,21 @@ def observation_of(kind):
     return x if isinstance(x, tuple) else x[:B]
 
 
+def make(name, model):
+    """A guide as it starts, small and short where it is a circuit or a chain."""
+    short = {"sampling": Sampling(levels=10)} if name in CIRCUITS else {}
+    return GUIDES[name](model, **KNOBS.get(name, {}), **short)
+
+
 def build(name, model, x=None):
     """A guide with parameters away from their start, bound to x."""
-    guide = GUIDES[name](model, **({"warmup": 10} if name == "nuts" else {}))
-    guide = guide.to(parts(model.observations())[0].dtype)
+    guide = make(name, model).to(parts(model.observations())[0].dtype)
     if x is not None:
         guide.bind(x)
     with torch.no_grad(), seeded(0):
         for p in guide.parameters():
-            p.add_(0.1 * torch.randn_like(p))
+            # circuits amplify by 1 / sigma: a larger move of their weights would destabilise them
+            p.add_((1e-3 if name in CIRCUITS else 0.1) * torch.randn_like(p))
     return guide
 
 
@@ -93,10 +127,6 @@ def guide_of(name, kind):
     return build(name, model_of(kind), observation_of(kind))
 
 
-KINDS = ["factor analysis", "two sites", "inner plate", "one problem"]
-BOUND = [n for n in GUIDES if getattr(GUIDES[n], "amortised", True) is False]
-WITH_DENSITY = [n for n in GUIDES if n != "nuts"]
-LEARNERS = [n for n in GUIDES if n not in ("exact", "nuts")]
 each_kind = pytest.mark.parametrize("kind", KINDS)
 each_guide = pytest.mark.parametrize("name", GUIDES)
 
@@ -204,11 +234,40 @@ def test_log_prob_is_normalised(name):
     within(ratio.mean(0), 1.0, ratio.std(0) / n**0.5)
 
 
-def test_without_a_density_elbo_is_refused():
-    model, guide, x = model_of("two sites"), guide_of("nuts", "two sites"), WIDE
+@pytest.mark.parametrize("name", IMPLICIT)
+def test_without_a_density_elbo_is_refused(name):
+    model, guide, x = model_of("two sites"), guide_of(name, "two sites"), WIDE
     assert not isinstance(guide, HasDensity)
     with seeded(1), pytest.raises(NoDensity, match="only be sampled"):
         Trace_ELBO().loss(model, guide, x)
+
+
+@pytest.mark.parametrize("name", CIRCUITS)
+def test_circuits_are_amortised_and_learn_from_simulations(name):
+    assert name in IMPLICIT
+    assert CLASSES[name].amortised
+    assert CLASSES[name].objective is DenoisingScoreMatching
+    assert CLASSES[name].objective.joint_only
+
+
+@each_kind
+@pytest.mark.parametrize("name", CIRCUITS)
+def test_scores_belong_to_their_problem(case):
+    """(..., B, D), the same for a problem alone as among others, and not the same for each x."""
+    _, guide, x = case
+    lat = guide.latents
+    assert isinstance(guide, HasScore)
+    with torch.no_grad():
+        z = guide.draw(x, draws=3, chains=2, seed=5).values
+        found = guide.score(z, x)
+        assert found.shape == (2, 3, lat.problems(x), lat.size)
+        assert torch.isfinite(found).all()
+        if not lat.plated:
+            return
+        alone = guide.score({n: v[:, :, 1:2] for n, v in z.items()}, x[1:2])
+        torch.testing.assert_close(alone, found[:, :, 1:2], rtol=1e-9, atol=1e-9)
+        elsewhere = guide.score({n: v[:, :, 1:2] for n, v in z.items()}, x[2:3])
+        assert not torch.allclose(elsewhere, alone, rtol=1e-3)
 
 
 @each_kind
@@ -233,7 +292,7 @@ def test_the_default_objective_reaches_every_parameter(case):
 def test_guides_of_a_float64_model_work_as_they_are(name):
     model = zoo.FactorAnalysis(5, 2, seed=2).double()
     x = model.observations()[:B]
-    guide = GUIDES[name](model, **({"warmup": 5} if name == "nuts" else {}))
+    guide = make(name, model)
     guide.bind(x)
     assert guide.draw(x, draws=2, chains=1, seed=0).values["z"].dtype == torch.float64
 
@@ -251,6 +310,23 @@ def test_model_and_guide_can_change_to_float64_later(name):
         after = guide.log_prob({n: v.double() for n, v in z.items()}, x.double())
     assert after.dtype == torch.float64
     torch.testing.assert_close(after, before.double(), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", CIRCUITS)
+def test_model_and_circuit_can_change_to_float64_later(name):
+    model = zoo.FactorAnalysis(5, 2, seed=2)
+    x = model.observations()[:B]
+    guide = build(name, model, x)
+    z = guide.draw(x, draws=4, chains=1, seed=0).values
+    assert z["z"].dtype == torch.float32
+    with torch.no_grad():
+        before = guide.score(z, x)
+        model.double()
+        guide.double()
+        after = guide.score({n: v.double() for n, v in z.items()}, x.double())
+    assert after.dtype == torch.float64
+    torch.testing.assert_close(after, before.double(), rtol=1e-3, atol=1e-3)
+    assert guide.draw(x.double(), draws=2, chains=1, seed=0).values["z"].dtype == torch.float64
 
 
 # ----------------------------------------------------------------------------------- wrong use

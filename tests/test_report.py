@@ -76,6 +76,8 @@ def written(path, name, model, guides, **config):
     """A finished run, without the command line."""
     x = model.observations()[:2]
     trees = diagnostics.collect(model, guides, x, draws=250, seed=0)
+    for guide in guides:
+        diagnostics.watch(trees[guide], guides[guide], x, reference=trees["exact"], seed=0)
     run = RunDirectory.create(path, {"command": "compare", "model": name, "seed": 0, **config})
     run.write_losses({})
     run.write_comparison(diagnostics.compare_draws(trees, {m: METRICS[m] for m in FAST}))
@@ -98,6 +100,16 @@ def runs(tmp_path_factory):
         ),
         written(base / "or", "noisy_or", binary, {"coins": Coins(binary), "copy": Copy(binary)}),
     ]
+
+
+@pytest.fixture(scope="module")
+def circuits(tmp_path_factory):
+    """A run of a circuit that samples, untrained."""
+    model = zoo.Ring()
+    short = inference.Sampling(levels=20)
+    guide = inference.ReservoirSampler(model, neurons=200, hidden=(8,), sampling=short)
+    path = tmp_path_factory.mktemp("circuits")
+    return written(path / "ring", "ring", model, {"reservoir_sampler": guide})
 
 
 class Page(HTMLParser):
@@ -150,6 +162,18 @@ def test_discrete_latents_get_bars_and_no_densities(runs):
     assert sum(heights) == pytest.approx(1.0)
     assert plots.forest(trees) is None
     assert plots.ranks(trees["exact"]) is None
+
+
+def test_circuits_are_shown_between_the_posterior_and_the_table(runs, circuits):
+    page = (circuits / "report.html").read_text()
+    order = ["Posterior correlations", "Score of", "Runs of", "Neurons of", "Every metric"]
+    places = [page.index(f"<h2>{title}") for title in order]
+    assert places == sorted(places)
+    images = [a["alt"] for t, a in Page(page).tags if t == "img"]
+    assert "Rates of neurons over time" in images
+    for run in runs:
+        other = Page((run / "report.html").read_text()).text
+        assert not re.search(r"\b(Score|Runs|Neurons) of", other)
 
 
 def test_figures_leave_nothing_in_pyplot(runs):
@@ -228,33 +252,62 @@ def _luminance(code):
     return float(linear @ [0.2126, 0.7152, 0.0722])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("width", WIDTHS)
-def test_a_browser_shows_the_pages_without_complaint(runs, tmp_path, width):
-    """Chromium, headless: no console error, no blank screenshot. About 10 s."""
-    from PIL import Image
-
+@pytest.fixture
+def browse(tmp_path):
+    """Opens a page in Chromium, headless; returns what it printed."""
     browser = shutil.which("chromium") or shutil.which("chromium-browser")
     if browser is None:
         pytest.skip("no chromium on PATH: pages were not opened in a browser")
-    for page in (
-        runs[0] / "report.html",
-        runs[1] / "report.html",
-        overview(runs, tmp_path / "a.html"),
-    ):
-        shot = tmp_path / f"{page.stem}-{width}.png"
-        done = subprocess.run(
+
+    def call(page, *options):
+        return subprocess.run(
             [
                 browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
                 "--no-first-run", "--disable-background-networking", "--disable-component-update",
                 "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}",
-                "--enable-logging=stderr", "--v=0", f"--window-size={width},1600",
-                f"--screenshot={shot}", page.as_uri(),
+                "--enable-logging=stderr", "--v=0", *options, page.as_uri(),
             ],
             capture_output=True, text=True, timeout=100, check=False,
         )  # fmt: skip
+
+    return call
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_browser_shows_the_pages_without_complaint(runs, circuits, tmp_path, width, browse):
+    """No console error, no blank screenshot. About 15 s."""
+    from PIL import Image
+
+    pages = [run / "report.html" for run in (*runs, circuits)]
+    for page in (*pages, overview(runs, tmp_path / "a.html")):
+        shot = tmp_path / f"{page.stem}-{width}.png"
+        done = browse(page, f"--window-size={width},1600", f"--screenshot={shot}")
         assert shot.exists(), done.stderr[-2000:]
         assert "CONSOLE" not in done.stderr, done.stderr[-2000:]
         pixels = np.asarray(Image.open(BytesIO(shot.read_bytes())).convert("L"))
         assert pixels.shape[1] == width
         assert 0.002 < (pixels < 128).mean() < 0.5  # some ink, mostly paper
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", WIDTHS)
+def test_nothing_sticks_out_at_the_side(runs, circuits, tmp_path, width, browse):
+    """In a frame of that width, for windows of headless Chromium have at least 500. About 10 s."""
+    frame, wide = tmp_path / "frame.html", tmp_path / "wide.html"
+    wide.write_text('<!doctype html><body><p style="width: 2000px">planted</p></body>')
+    sticks_out = {}
+    for page in (*(run / "report.html" for run in (*runs, circuits)), wide):
+        frame.write_text(
+            f"""<!doctype html><body><iframe id="page" src="{page.as_uri()}"
+            style="border: 0; width: {width}px; height: 20000px"></iframe><script>
+            page.onload = () => {{
+              const all = page.contentDocument.documentElement;
+              document.body.dataset.seen = all.scrollWidth + " in " + all.clientWidth;
+            }}</script></body>"""
+        )
+        found = browse(frame, "--allow-file-access-from-files", "--dump-dom").stdout
+        inside, room = re.search(r'data-seen="(\d+) in (\d+)"', found).groups()
+        assert int(room) == width
+        sticks_out[page] = int(inside) > width
+    assert [page for page, out in sticks_out.items() if out] == [wide]

@@ -53,6 +53,7 @@ class ReservoirSampler(ScoreCircuit):
         neurons: N.
         activation: phi: relu, tanh, softplus or squareplus.
         gain: tonic inputs multiply, too.
+        dropout: share of the perceptrons' units left out in training: for few simulations.
         hidden: widths of the perceptrons behind the tonic inputs.
         noise: smallest and largest noise level, in units of the linear guess's scale; the smallest
             should be well below the narrowest posterior.
@@ -71,6 +72,7 @@ class ReservoirSampler(ScoreCircuit):
         neurons: int = 512,
         activation: str = "relu",
         gain: bool = True,
+        dropout: float = 0.0,
         hidden: tuple[int, ...] = (64, 64),
         noise: tuple[float, float] = (0.005, 10.0),
         seed: int = 0,
@@ -78,8 +80,8 @@ class ReservoirSampler(ScoreCircuit):
     ) -> None:
         lookup(ACTIVATIONS, activation, "activation")
         super().__init__(
-            model, neurons=neurons, hidden=hidden, noise=noise, gain=gain, seed=seed,
-            sampling=sampling, activation=activation,
+            model, neurons=neurons, hidden=hidden, noise=noise, gain=gain, dropout=dropout,
+            seed=seed, sampling=sampling, activation=activation,
         )  # fmt: skip
         like, d = self.whitening.root, self.latents.size
         with seeded(seed, 1):
@@ -126,7 +128,7 @@ class ReservoirSampler(ScoreCircuit):
         tonic = level.tonic
         scaled = (y - tonic.centre) / level.variance.sqrt() * tonic.zoom
         h = torch.addcmul(tonic.current, scaled @ self.inward.T, tonic.gain)
-        own = tonic.zoom @ (self.inward.T * self.read_out())  # (B, N)
+        own = tonic.zoom.expand(-1, y.shape[-1]) @ (self.inward.T * self.read_out())  # (B, N)
         trace = (self.phi.slope(h) * tonic.gain * own).sum(-1)
         return (trace / level.sigma[:, 0] - y.shape[-1]) / level.variance[:, 0]
 
@@ -137,6 +139,9 @@ class ReservoirSampler(ScoreCircuit):
 
 class RateChains:
     """The circuit as it is: N rates per chain, never a weight matrix of N by N.
+
+    What enters through Sigma leaks like the rest, so that it is kept as D numbers q and spread over
+    the neurons only when their rates are asked for: r = p + Sigma q.
 
     Args:
         circuit: the reservoir.
@@ -159,22 +164,22 @@ class RateChains:
                 got=f"{condition:.3g}", fix="Train the circuit first, or use more neurons.",
             )  # fmt: skip
         self.inject = torch.linalg.solve(gram, self.out)  # Sigma', (D, N)
-        self.r = y @ self.inject
+        self.p, self.q = y.new_zeros(*y.shape[:-1], circuit.neurons), y.clone()
         self.y = y
 
     def advance(self, step: Step, xi: Tensor) -> None:
         """One Euler step of all neurons."""
         circuit, level = self.circuit, self.onset.level(step.sigma)
-        dt, amplitude = step.drift / level.variance, level.amplitude
-        y = self.r @ self.out.T
-        scaled = (y - level.tonic.centre) / level.variance.sqrt()
-        activity = circuit.activity(scaled, level.tonic)
-        push = dt * (level.tonic.centre + amplitude * level.tonic.drive) + step.noise * xi
+        tonic, dt, amplitude = level.tonic, step.time, level.amplitude
+        push = dt * (tonic.centre + amplitude * tonic.drive) + step.noise * xi
         if self.onset.how.skew and step.onward is None:
-            s = circuit.at(y, level)
-            push = push + step.drift * self.onset.how.skew * (s @ circuit.turn.T)
-        self.r = (1 - dt) * self.r + dt * amplitude * activity + push @ self.inject
-        self.y = self.r @ self.out.T
+            s = circuit.at(self.y, level, self.onset.work)
+            push += step.drift * self.onset.how.skew * (s @ circuit.turn.T)
+        scaled = (self.y - tonic.centre) / level.variance.sqrt()
+        activity = circuit.activity(scaled, tonic, self.onset.work)
+        self.p.mul_(1 - dt).addcmul_(activity, dt * amplitude)
+        self.q.mul_(1 - dt).add_(push)
+        self.y = self.p @ self.out.T + self.q
 
     def numbers(self) -> dict[str, Tensor]:
         """None."""
@@ -182,7 +187,8 @@ class RateChains:
 
     def rates(self) -> Tensor:
         """r."""
-        return self.r
+        spread: Tensor = self.q @ self.inject
+        return spread.add_(self.p)
 
 
 class EnergyReservoir(ReservoirSampler):

@@ -23,6 +23,7 @@ class SamplerOnly(ScoreCircuit):
         model: any model with continuous latents.
         activation: phi: relu, tanh, softplus or squareplus.
         gain: tonic inputs multiply, too.
+        dropout: share of the perceptrons' units left out in training: for few simulations.
         hidden: widths of the perceptrons behind the tonic inputs.
         noise: smallest and largest noise level.
         seed: of the initial weights.
@@ -39,6 +40,7 @@ class SamplerOnly(ScoreCircuit):
         *,
         activation: str = "relu",
         gain: bool = True,
+        dropout: float = 0.0,
         hidden: tuple[int, ...] = (64, 64),
         noise: tuple[float, float] = (0.005, 10.0),
         seed: int = 0,
@@ -46,8 +48,8 @@ class SamplerOnly(ScoreCircuit):
     ) -> None:
         lookup(ACTIVATIONS, activation, "activation")
         super().__init__(
-            model, neurons=0, hidden=hidden, noise=noise, gain=gain, seed=seed,
-            sampling=sampling, activation=activation,
+            model, neurons=0, hidden=hidden, noise=noise, gain=gain, dropout=dropout,
+            seed=seed, sampling=sampling, activation=activation,
         )  # fmt: skip
         like, d = self.whitening.root, self.latents.size
         with seeded(seed, 1):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from ..whitening import Whitening
 
 __all__ = ["ScoreCircuit"]
 
-CELLS = 1 << 20  # numbers in the widest buffer of one call of the circuit
+CELLS = 1 << 21  # numbers in the widest buffer of one call of the circuit
 PILOT, PILOT_WHOLE = 2048, 64  # joint draws behind the guess; where a data set is one problem
 
 
@@ -45,6 +46,7 @@ class ScoreCircuit(Guide):
         hidden: widths of the perceptrons behind the tonic inputs.
         noise: smallest and largest noise level, in units of the guess's scale.
         gain: tonic inputs multiply, too, and do not only add.
+        dropout: share of the perceptrons' units left out in training: for few simulations.
         seed: of the initial weights.
         sampling: how the circuit is run.
         **knobs: of the subclass.
@@ -64,11 +66,12 @@ class ScoreCircuit(Guide):
         hidden: tuple[int, ...],
         noise: tuple[float, float],
         gain: bool,
+        dropout: float,
         seed: int,
         sampling: Sampling | None,
         **knobs: Any,
     ) -> None:
-        knobs |= {"hidden": hidden, "noise": noise, "gain": gain, "seed": seed}
+        knobs |= {"hidden": hidden, "noise": noise, "gain": gain, "dropout": dropout, "seed": seed}
         super().__init__(model, **knobs, **({"neurons": neurons} if neurons else {}))
         if not 0 < noise[0] < noise[1] < math.inf:
             raise BadInput(
@@ -84,12 +87,15 @@ class ScoreCircuit(Guide):
         features = flatten(x, len(u))
         self.whitening = Whitening(features, u)
         with seeded(seed):
-            self.input = TonicInput(features.shape[1], neurons, lat.size, hidden, noise, gain=gain)
+            self.input = TonicInput(
+                features.shape[1], neurons, lat.size, hidden, noise, gain=gain, dropout=dropout
+            )
             turn = torch.randn(lat.size, lat.size)
         self.input.to(u)
         turn = turn - turn.T
         largest = torch.linalg.matrix_norm(turn, 2).clamp_min(1e-12)
         self.register_buffer("turn", (turn / largest).to(u))
+        self.eval()  # dropout is for training
         self.register_buffer("single_level", torch.tensor(False))
 
     @property
@@ -129,10 +135,10 @@ class ScoreCircuit(Guide):
 
     def at(self, y: Tensor, level: Level, work: Tensor | None = None) -> Tensor:
         """The score at y (..., B, D)."""
-        tonic = level.tonic
-        y = y - tonic.centre
-        inside = self.field(y / level.variance.sqrt(), tonic, work) + tonic.drive
-        return self.precondition((inside * level.amplitude - y) / level.variance)
+        tonic, root = level.tonic, level.variance.sqrt()
+        scaled = (y - tonic.centre) / root
+        inside = self.field(scaled, tonic, work) + tonic.drive
+        return self.precondition((inside / level.sigma - scaled) / root)
 
     def whiten(self, z: Values, x: Observation) -> Tensor:
         """Latents (..., B, *shape) to y (..., B, D)."""
@@ -205,10 +211,11 @@ class ScoreCircuit(Guide):
             found = [onset.run(n, advance) for n in sizes]
 
         def chain_by_chain(name: str) -> Tensor:
-            t = torch.cat([f[name] for f in found])
+            pieces = [f.pop(name) for f in found]
+            t = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
             return t.reshape(chains, onsets * how.per_start, *t.shape[2:])[:, :draws]
 
-        parts = {name: chain_by_chain(name) for name in found[0]}
+        parts = {name: chain_by_chain(name) for name in tuple(found[0])}
         values = self.latents.unpack(parts.pop("u"))[0]
         circuit = {"rates": parts.pop("rates")} if how.record else {}
         if "spikes" in how.record:
@@ -216,6 +223,34 @@ class ScoreCircuit(Guide):
                 circuit["spikes"] = torch.poisson(circuit["rates"].clamp_min(0))
         circuit = {name: circuit[name] for name in how.record}
         return Draws(values, parts, circuit, time_constants=total * route.time)
+
+    def trajectory(self, x: Observation, *, runs: int, seed: int) -> Draws:
+        """All that the neurons and outputs do from the onset of x on; uncorrected.
+
+        Args:
+            x: observation of B problems.
+            runs: onsets, each with noise of its own.
+            seed: everything depends on it alone.
+
+        Returns:
+            Draws that are steps, the onset first: latents and `rates`, each (runs, steps + 1, B,
+            ...), and in `stats` the `time`, in time constants, and the `noise` level.
+        """
+        check_counts(runs=runs)
+        self.latents.check(x)
+        how = replace(self.how(), correction="none", path_weights=False, record=("rates",))
+        route = plan(how, *self.noise)
+        every = replace(route, keep=tuple(range(len(route.steps) + 1)))
+        with torch.no_grad(), seeded(seed):
+            found = Onset(self, x, how, every).run(runs, lambda _="": None)
+        like = found["u"][..., 0]
+        known = {
+            "time": [0.0, *accumulate(s.time for s in route.steps)],
+            "noise": [*(s.sigma for s in route.steps), self.noise[0]],
+        }
+        stats = {n: like.new_tensor(t)[:, None].expand(like.shape) for n, t in known.items()}
+        values = self.latents.unpack(found["u"])[0]
+        return Draws(values, stats, {"rates": found["rates"]}, runs * route.time)
 
     def how(self) -> Sampling:
         """`sampling`, without a transient where only the smallest noise level was taught."""

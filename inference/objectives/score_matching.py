@@ -25,6 +25,7 @@ __all__ = [
     "NoiseStaircase",
 ]
 
+MIDDLE = (0.15, 0.65)  # of the range of noise levels, in log sigma: .016 to .7 of .005 to 10
 FEWEST = 64  # rows of a batch: where a data set is one problem, its draw is noised so often
 PILOT, PILOT_WHOLE = 512, 16  # joint draws that set the typical precision of a posterior
 
@@ -49,7 +50,8 @@ class ScoreMatching(Objective):
     """What all score matching has in common: noise on whitened joint draws, and the loss.
 
     The loss is .5 sigma^2 (1 + sigma^2) |s(y + sigma e; x, sigma) - target|^2, which gives the
-    neurons the same say at each noise level; levels are drawn evenly in log sigma.
+    neurons the same say at each noise level. Levels are drawn evenly in log sigma, one half of them
+    from the middle of the range, where posteriors take shape.
     """
 
     needs: ClassVar[type] = HasNoiseLevels
@@ -77,7 +79,10 @@ class ScoreMatching(Objective):
 
     def levels(self, circuit: HasNoiseLevels, like: Tensor) -> Tensor:
         """Noise levels shaped as `like`."""
-        return spread(like, *circuit.noise)
+        low, high = circuit.noise
+        ratio = high / low
+        middle = spread(like, low * ratio ** MIDDLE[0], low * ratio ** MIDDLE[1])
+        return torch.where(torch.rand_like(like) < 0.5, spread(like, low, high), middle)
 
     def noised(
         self, guide: Guide, x: Observation, clean: Tensor, sigma: Tensor, e: Tensor
