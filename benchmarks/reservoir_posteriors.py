@@ -40,7 +40,10 @@ SIMULATED = {
 }
 MODELS = ["gaussian_mixture_latents", "ring", *SIMULATED, "factor_analysis", "factor_analysis_50"]
 BUDGET = 10_000
-DROPOUT = {"slcp": 0.2, "bernoulli_glm": 0.1}  # by the denoising loss on simulations held out
+FINE = (0.005, 10.0)  # noise levels of posteriors with features of .02 of their linear guess
+# by the denoising loss on simulations held out
+DROPOUT = {"slcp": 0.2, "bernoulli_glm": 0.1}
+LONGER = {"two_moons": 8000, "gaussian_mixture_sbi": 8000, "slcp": 8000}
 METRICS = ("c2st", "mode_occupancy", "sd_ratio", "mean_error")
 
 
@@ -53,17 +56,20 @@ class Sampler:
         objective: teaches it; None is the guide's own.
         simulation_only: it never sees the model's density.
         sampling: how the circuit is run, None as it comes.
+        knobs: of the guide.
+        circuit: it follows a score.
     """
 
     guide: Callable[..., inference.Guide]
     objective: Callable[[], inference.Objective] | None = None
     simulation_only: bool = True
     sampling: inference.Sampling | None = None
-    knobs: Mapping[str, Any] = field(default_factory=dict)
+    knobs: Mapping[str, Any] = field(default_factory=lambda: {"hidden": (128, 128)})
+    circuit: bool = True
 
 
 CORRECTED = inference.Sampling(correction="model", warmup=40)
-SMOOTH = {"activation": "squareplus"}
+SMOOTH = {"activation": "squareplus", "hidden": (128, 128)}
 SAMPLERS: Mapping[str, Sampler] = {
     "denoising": Sampler(inference.ReservoirSampler),
     "mixed": Sampler(inference.ReservoirSampler, inference.MixedScore, simulation_only=False),
@@ -73,8 +79,8 @@ SAMPLERS: Mapping[str, Sampler] = {
     "random": Sampler(inference.RandomReservoir, knobs={"neurons": 2048}),
     "energy": Sampler(inference.EnergyReservoir),
     "sampler_only": Sampler(inference.SamplerOnlyRate),
-    "flow": Sampler(inference.Flow),
-    "nuts": Sampler(inference.NUTS, simulation_only=False),
+    "flow": Sampler(inference.Flow, knobs={}, circuit=False),
+    "nuts": Sampler(inference.NUTS, simulation_only=False, knobs={}, circuit=False),
 }
 DEFAULT = "denoising,mixed,exact,corrected,random,sampler_only,flow"
 
@@ -90,11 +96,14 @@ def cell(name: str, how: str, steps: int, problems: int, *, sbibm: bool) -> dict
     """Fit, draw, compare; the numbers of one cell."""
     sampler, model = SAMPLERS[how], build(name)
     limited = name in SIMULATED and sampler.simulation_only
-    circuit = sampler.guide is inference.ReservoirSampler
-    knobs = {"hidden": (128, 128), "dropout": DROPOUT.get(name, 0.0) if limited else 0.0}
-    guide = sampler.guide(model, **(knobs if circuit else {}), **sampler.knobs)
+    knobs = dict(sampler.knobs)
+    if sampler.circuit:
+        knobs |= {"noise": FINE} if name in SIMULATED else {}
+        knobs |= {"dropout": DROPOUT.get(name, 0.0)} if limited and "hidden" in knobs else {}
+    guide = sampler.guide(model, **knobs)
     run = inference.fit(
-        model, guide, objective=sampler.objective() if sampler.objective else None, steps=steps,
+        model, guide, objective=sampler.objective() if sampler.objective else None,
+        steps=max(steps, LONGER.get(name, 0)) if how in ("denoising", "flow") else steps,
         batch_size=512, lr=3e-3, simulations=BUDGET - PILOT if limited else None, progress=False,
     )  # fmt: skip
     if sampler.sampling is not None:

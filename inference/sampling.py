@@ -31,7 +31,7 @@ class Sampling:
         ratio: step size in units of sigma^2, where `step` does not set it.
         step: step size of the stationary part, in units of the guess's variance; with a correction
             it is only where the tuning of steps begins.
-        warmup: stationary steps before the first draw; they tune corrected steps.
+        warmup: stationary steps before the first draw; the first half tunes corrected steps.
         per_start: draws from one onset; with 1 all draws are independent.
         thin: stationary steps from one draw to the next.
         correction: "none", or a Metropolis correction of the stationary part by the "model"'s joint
@@ -59,7 +59,8 @@ class Sampling:
 
     def __post_init__(self) -> None:
         self._require("correction", f"one of {CORRECTIONS}", good=self.correction in CORRECTIONS)
-        self._require("record", f"a tuple out of {RECORDS}", good=set(self.record) <= set(RECORDS))
+        known = isinstance(self.record, tuple) and set(self.record) <= set(RECORDS)
+        self._require("record", f"a tuple out of {RECORDS}", good=known)
         for name, least in LEAST.items():
             value = getattr(self, name)
             good = (name == "levels" and value is None) or (
@@ -68,8 +69,9 @@ class Sampling:
             self._require(name, f"an integer >= {least}", good=good)
         for name in ("ratio", "step"):
             value = getattr(self, name)
-            good = (name == "step" and value is None) or 0 < value < math.inf
+            good = (name == "step" and value is None) or (_number(value) and value > 0)
             self._require(name, "a positive, finite number", good=good)
+        self._require("skew", "a finite number", good=_number(self.skew))
         corrected = self.correction != "none"
         if corrected and self.path_weights:
             raise BadInput(
@@ -88,6 +90,10 @@ class Sampling:
             raise BadInput(name, expected=expected, got=got, fix=f"Sampling({name}=...).")
 
 
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
 @dataclass(frozen=True)
 class Step:
     """y becomes y + drift * score(y; x, sigma) + noise * xi.
@@ -98,7 +104,7 @@ class Step:
         noise: sd of its noise.
         onward: sd of the noise that leads back up in a transient; None in Langevin steps.
         stationary: belongs to the part after the transient.
-        tune: comes before the first draw, so that its size may be tuned.
+        tune: comes early in the warm-up, so that its size may be tuned.
     """
 
     sigma: float
@@ -144,7 +150,9 @@ def plan(how: Sampling, low: float, high: float) -> Plan:
         steps.append(_descend(above, sigma))
         steps += [_langevin(sigma, how.ratio * sigma**2)] * how.correctors
     size = how.step or how.ratio * low**2
-    steps += [_langevin(low, size, stationary=True, tune=True)] * how.warmup
+    told = how.warmup // 2  # steps of the warm-up that count for the acceptance
+    steps += [_langevin(low, size, stationary=True, tune=True)] * (how.warmup - told)
+    steps += [_langevin(low, size, stationary=True)] * told
     keep = tuple(len(steps) + k * how.thin for k in range(how.per_start))
     steps += [_langevin(low, size, stationary=True)] * (keep[-1] - len(steps))
     return Plan(tuple(steps), keep, math.sqrt(1 + high**2) if n else 1.0)

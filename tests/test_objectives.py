@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -220,7 +222,8 @@ def test_forward_kl_is_minus_log_q_of_what_made_x(precise):
 @pytest.mark.parametrize("make", [Sampler, NUTS])
 def test_guides_without_a_density_are_refused_before_the_first_step(model, objective, make):
     name = objective.__name__
-    message = rf"^{name} with {make.__name__}: .*HasDensity; got one without\. An implicit guide"
+    wanted, remedy = objective.needs.__name__, re.escape(objective.remedy)
+    message = rf"^{name} with {make.__name__}: .*{wanted}; got one without\. {remedy}"
     x = None if objective.joint_only else model.observations()[:B]
     with pytest.raises(Incompatible, match=message):
         fit(model, make(model), x, objective=objective(), steps=2, progress=False)

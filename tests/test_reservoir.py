@@ -164,6 +164,21 @@ def test_an_untrained_circuit_knows_the_guess_alone(precise):
         torch.testing.assert_close(guide.smoothed_score(y, x, sigma), known, rtol=1e-14, atol=0)
 
 
+def test_gains_multiply(precise):
+    """Neurons by 1 + g, outputs by e^g, from one perceptron with currents and drives."""
+    guide, x = circuit(precise), precise.observations()[:B]
+    seen = []
+    hook = guide.input.deep.register_forward_hook(lambda m, i, o: seen.append(o))
+    tonic = guide.lowest(x).tonic
+    hook.remove()
+    current, drive, gain, zoom = seen[0].split([20, D, 20, D], -1)
+    torch.testing.assert_close(tonic.current, current)
+    torch.testing.assert_close(tonic.drive, drive)
+    torch.testing.assert_close(tonic.gain, 1 + gain)
+    torch.testing.assert_close(tonic.zoom, zoom.exp())
+    torch.testing.assert_close(tonic.centre, guide.input.rest(guide.standard(x)))
+
+
 def test_circuits_start_near_the_guess(precise):
     """No drive, no centre and no zoom or gain to speak of."""
     guide = ReservoirSampler(precise, neurons=20)
@@ -287,13 +302,14 @@ def test_noise_enters_so_that_the_outputs_see_it_once(precise):
     torch.testing.assert_close(chains.rates() @ guide.outward.T, chains.y, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("broken", ["twin rows", "nearly", "zero"])
+@pytest.mark.parametrize("broken", ["twin rows", "nearly", "zero", "too few neurons"])
 def test_degenerate_read_outs_are_refused(precise, broken):
-    guide, x = circuit(precise), precise.observations()[:B]
+    few = broken == "too few neurons"
+    guide, x = circuit(precise, neurons=D - 1 if few else 20), precise.observations()[:B]
     with torch.no_grad():
         if broken == "zero":
             guide.outward.zero_()
-        else:
+        elif not few:
             guide.outward[1] = guide.outward[0] + (1e-6 if broken == "nearly" else 0.0) * normal(20)
     guide.sampling = Sampling(levels=3, record=("rates",))
     message = r"^read-out W1 of the reservoir: expected a condition number .*Train the circuit"
@@ -665,6 +681,21 @@ def test_what_circuits_can_do_is_told_by_their_protocols(precise):
         assert isinstance(guide, HasNoiseLevels)
         assert not isinstance(guide, HasDivergence)
     assert not isinstance(precise.exact(), HasNoiseLevels)
+
+
+def test_dropout_is_for_training_alone(precise):
+    plain, other = (circuit(precise, dropout=p) for p in (0.0, 0.5))
+    assert other.knobs["dropout"] == 0.5
+    x, how = precise.observations()[:B], {"draws": 3, "chains": 1, "seed": 0}
+    assert torch.equal(plain.draw(x, **how).values["z"], other.draw(x, **how).values["z"])
+    settings = {"steps": 4, "batch_size": 16, "progress": False}
+    losses = [fit(precise, g, **settings).losses["guide"] for g in (plain, other)]
+    assert (losses[0] != losses[1]).all()
+    again = fit(precise, circuit(precise, dropout=0.5), **settings).losses["guide"]
+    assert (again == losses[1]).all()
+    assert not other.training
+    one, two = (other.draw(x, **how).values["z"] for _ in range(2))
+    assert torch.equal(one, two)
 
 
 def test_how_it_is_run_is_no_part_of_the_guide(precise):

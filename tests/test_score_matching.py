@@ -1,6 +1,6 @@
 """Score matching: targets by quadrature, losses in closed form, refusals, and what is learned.
 
-About forty seconds on an idle core, most of it in five fits.
+About thirty seconds on an idle core, most of it in five fits.
 """
 
 from __future__ import annotations
@@ -252,7 +252,6 @@ def test_the_typical_precision_is_near_the_true_one(line, precise):
     assert objective.precision(small(precise)) != first
 
 
-@pytest.mark.xfail(strict=True, reason="the median of chi^2_1 is .45: too much of the clean score")
 def test_the_typical_precision_of_one_latent_is_unbiased(line):
     guide, precision = line
     assert MixedScore().precision(guide) == pytest.approx(precision, rel=0.2)
@@ -329,26 +328,39 @@ def test_exact_score_goes_no_further_than_it_says(precise):
     assert 0.05 < moved.square().mean().sqrt() < 0.2
 
 
+class Faint(ReservoirSampler):
+    """A circuit that understates its divergence."""
+
+    def divergence(self, y, x, sigma):
+        return 0.9 * super().divergence(y, x, sigma)
+
+
 def test_implicit_and_denoising_losses_differ_by_a_constant(precise):
     """So that they have the same gradient: the difference of two circuits' losses is the same."""
-    guides = [small(precise, noise=(0.3, 3.0)) for _ in range(2)]
-    with torch.no_grad(), seeded(0):
-        guides[0].outward.copy_(0.5 * torch.randn_like(guides[0].outward))
-    z, x = precise.simulate(4000, seed=1)
+    z, x = precise.simulate(40_000, seed=1)
 
-    def loss(objective, guide, k):
-        rows = slice(100 * k, 100 * (k + 1))
-        with torch.no_grad(), seeded(4, k):  # the same noise for all four
-            return objective(precise, guide, x[rows], {"z": z["z"][rows]})["guide"]
+    def difference(objective, cls):
+        """Mean loss with feedback less that without, in 40 batches with the same noise."""
+        with_, without = (small(precise, cls, noise=(0.3, 3.0)) for _ in range(2))
+        found = []
+        with torch.no_grad():
+            with_.outward.copy_(-0.1 * with_.inward.T)
+            for k in range(40):
+                rows = slice(1000 * k, 1000 * (k + 1))
+                losses = []
+                for guide in (with_, without):
+                    with seeded(4, k):
+                        loss = objective(precise, guide, x[rows], {"z": z["z"][rows]})
+                    losses.append(loss["guide"])
+                found.append(losses[0] - losses[1])
+        return torch.stack(found)
 
-    explicit, implicit = (
-        torch.stack([loss(o, guides[0], k) - loss(o, guides[1], k) for k in range(40)])
-        for o in (DenoisingScoreMatching(), ImplicitScore())
-    )
-    miss = explicit - implicit
+    explicit = difference(DenoisingScoreMatching(), ReservoirSampler)
+    miss = explicit - difference(ImplicitScore(), ReservoirSampler)
     within(miss.mean(), 0.0, miss.std() / 40**0.5)
-    with pytest.raises(AssertionError, match="standard errors"):  # they are not both zero
-        within(implicit.mean(), 0.0, implicit.std() / 40**0.5)
+    miss = explicit - difference(ImplicitScore(), Faint)
+    with pytest.raises(AssertionError, match="standard errors"):
+        within(miss.mean(), 0.0, miss.std() / 40**0.5)
 
 
 @pytest.mark.parametrize("cls", [EnergyReservoir, RandomReservoir])
@@ -502,13 +514,12 @@ def edge(x):
 def test_gradients_that_are_no_numbers_are_refused(objective):
     model = zoo.from_pyro(edge, float64(0.1, 0.4, 0.9))
     guide = small(model)
-    message = r"^model: expected a finite gradient of the log-joint; got .*hard edges\. Use Denoisi"
+    message = r"^model: expected a log-joint that is finite and differentiable; got .*hard edges\. Use Denoisi"
     with pytest.raises(Incompatible, match=message):
         fit(model, guide, objective=objective(), steps=3, progress=False)
     fit(model, guide, objective=DenoisingScoreMatching(), steps=3, progress=False)
 
 
-@pytest.mark.xfail(strict=True, reason="-inf has the gradient zero, which passes for a number")
 @pytest.mark.parametrize("objective", [MixedScore, ExactScore])
 def test_edges_beyond_which_nothing_is_possible_are_refused(objective):
     """Two moons: log p is -inf beyond an edge of high density, where its gradient says nothing."""

@@ -30,10 +30,10 @@ WORST = 1e8  # condition number of the read-out beyond which noise cannot be inj
 class ReservoirSampler(ScoreCircuit):
     """A firing-rate reservoir whose separate outputs sample from the posterior.
 
-    N rates r and D outputs y = W1 r + m, with W_rec = W2 W1 of rank D and noise of rank D:
+    N rates r and D outputs y = W1 r, with W_rec = W2 W1 of rank D and noise of rank D:
 
-        dr = (-r + a phi(gain (W2 y' / sqrt(1 + sigma^2)) + b + current)) dt + Sigma (a drive dt
-             + sqrt(2) dB),    Sigma = W1' (W1 W1')^-1,    y' = y - m
+        dr = (-r + a phi(gain (W2 y' / sqrt(1 + sigma^2)) + b + current)) dt
+             + Sigma ((m + a drive) dt + sqrt(2) dB),    Sigma = W1' (W1 W1')^-1,    y' = y - m
 
     whose outputs follow Langevin dynamics on the score
 
@@ -55,8 +55,9 @@ class ReservoirSampler(ScoreCircuit):
         gain: tonic inputs multiply, too.
         dropout: share of the perceptrons' units left out in training: for few simulations.
         hidden: widths of the perceptrons behind the tonic inputs.
-        noise: smallest and largest noise level, in units of the linear guess's scale; the smallest
-            should be well below the narrowest posterior.
+        noise: smallest and largest noise level, in units of the linear guess's scale. The smallest
+            blurs the posterior and should be a tenth of its narrowest feature; far below that the
+            score gets worse, as the neurons' effect on it grows as 1 / sigma.
         seed: of the initial weights.
         sampling: how the circuit is run.
 
@@ -74,7 +75,7 @@ class ReservoirSampler(ScoreCircuit):
         gain: bool = True,
         dropout: float = 0.0,
         hidden: tuple[int, ...] = (64, 64),
-        noise: tuple[float, float] = (0.005, 10.0),
+        noise: tuple[float, float] = (0.02, 10.0),
         seed: int = 0,
         sampling: Sampling | None = None,
     ) -> None:
@@ -155,15 +156,7 @@ class RateChains:
     def __init__(self, circuit: ReservoirSampler, y: Tensor, onset: Onset) -> None:
         self.circuit, self.onset = circuit, onset
         self.out = circuit.read_out()
-        gram = self.out @ self.out.T
-        condition = float(torch.linalg.cond(gram))
-        if not condition < WORST:
-            raise Diverged(
-                "read-out W1 of the reservoir",
-                expected=f"a condition number of W1 W1' < {WORST:g}",
-                got=f"{condition:.3g}", fix="Train the circuit first, or use more neurons.",
-            )  # fmt: skip
-        self.inject = torch.linalg.solve(gram, self.out)  # Sigma', (D, N)
+        self.inject = injection(self.out)
         self.p, self.q = y.new_zeros(*y.shape[:-1], circuit.neurons), y.clone()
         self.y = y
 
@@ -189,6 +182,24 @@ class RateChains:
         """r."""
         spread: Tensor = self.q @ self.inject
         return spread.add_(self.p)
+
+
+def injection(out: Tensor) -> Tensor:
+    """Sigma' (D, N) of a read-out W1 (D, N), so that W1 Sigma = I.
+
+    Raises:
+        Diverged: the read-out is degenerate, so that noise cannot be injected.
+    """
+    u, s, v = torch.linalg.svd(out.double(), full_matrices=False)
+    condition = float((s[0] / s[-1]) ** 2) if out.shape[1] >= len(out) else math.inf
+    if not condition < WORST:
+        raise Diverged(
+            "read-out W1 of the reservoir",
+            expected=f"a condition number of W1 W1' < {WORST:g}",
+            got=f"{condition:.3g}", fix="Train the circuit first, or use more neurons.",
+        )  # fmt: skip
+    found: Tensor = (u / s) @ v
+    return found.to(out)
 
 
 class EnergyReservoir(ReservoirSampler):

@@ -42,7 +42,7 @@ class SamplerOnly(ScoreCircuit):
         gain: bool = True,
         dropout: float = 0.0,
         hidden: tuple[int, ...] = (64, 64),
-        noise: tuple[float, float] = (0.005, 10.0),
+        noise: tuple[float, float] = (0.02, 10.0),
         seed: int = 0,
         sampling: Sampling | None = None,
     ) -> None:

@@ -106,6 +106,7 @@ class ScoreCircuit(Guide):
 
     @sampling.setter
     def sampling(self, how: Sampling) -> None:
+        """Run it in another way from now on."""
         self.__dict__["_sampling"] = how
         self.__dict__["independent"] = how.per_start == 1
 

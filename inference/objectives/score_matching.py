@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from ..errors import Incompatible
+from ..errors import BadInput, Incompatible
 from ..guide import HasDivergence, HasNoiseLevels
 from ..objective import Objective
+from ..seeds import seeded
 
 if TYPE_CHECKING:
     from ..guide import Guide
@@ -25,7 +26,7 @@ __all__ = [
     "NoiseStaircase",
 ]
 
-MIDDLE = (0.15, 0.65)  # of the range of noise levels, in log sigma: .016 to .7 of .005 to 10
+MIDDLE = (0.15, 0.65)  # of the range of noise levels, in log sigma: .05 to 1.1 of .02 to 10
 FEWEST = 64  # rows of a batch: where a data set is one problem, its draw is noised so often
 PILOT, PILOT_WHOLE = 512, 16  # joint draws that set the typical precision of a posterior
 
@@ -114,7 +115,8 @@ class NoiseStaircase(ScoreMatching):
     with the smallest level, so that its draws start at the linear guess and have no transient.
 
     Args:
-        levels: noise levels, equally spaced in log sigma from `top` to the circuit's smallest.
+        levels: noise levels, equally spaced in log sigma from `top` to the circuit's smallest; at
+            least 2.
         top: first noise level.
 
     References:
@@ -126,11 +128,16 @@ class NoiseStaircase(ScoreMatching):
 
     def __init__(self, *, levels: int = 10, top: float = 1.0) -> None:
         super().__init__(levels=levels, top=top)
+        if levels < 2 or not 0 < top < math.inf:
+            raise BadInput(
+                "levels" if levels < 2 else "top", expected="levels >= 2 and top > 0",
+                got=f"levels={levels!r}, top={top!r}", fix="NoiseStaircase(levels=10, top=1.0).",
+            )  # fmt: skip
         self.steps, self.top = levels, top
 
     def levels(self, circuit: HasNoiseLevels, like: Tensor) -> Tensor:
         """The step of the staircase that the fit has come to."""
-        k = int(self.progress * self.steps) / max(1, self.steps - 1)
+        k = int(self.progress * self.steps) / (self.steps - 1)
         return torch.full_like(like, self.top ** (1 - k) * circuit.noise[0] ** k)
 
     def noised(
@@ -205,7 +212,10 @@ class MixedScore(ScoreMatching):
             z = z or lat.joint(PILOT_WHOLE, seed=0)[0]
             y = cast(HasNoiseLevels, guide).whiten(z, x)
             squares = model_score(guide, y, x).square().mean(-1)
-            self._precision = (guide, float(squares.median()))
+            with seeded(0):  # nor may it have hard edges where the circuit will be
+                model_score(guide, y + 0.5 * torch.randn_like(y), x)
+            to_mean = (1 - 2 / (9 * y.shape[-1])) ** 3  # median over mean of a chi-square
+            self._precision = (guide, float(squares.median()) / to_mean)
         return self._precision[1]
 
 
@@ -221,6 +231,13 @@ class ImplicitScore(ScoreMatching):
 
     needs = HasDivergence
     remedy = "ReservoirSampler has a divergence; or use DenoisingScoreMatching()."
+
+    def check(self, guide: Guide, *, joint: bool, learn_model: bool) -> None:
+        """Also that the circuit has a divergence that can be learned from."""
+        super().check(guide, joint=joint, learn_model=learn_model)
+        like, circuit = guide.latents.like, cast(HasDivergence, guide)
+        y = next(guide.parameters()).new_zeros(guide.latents.problems(like), guide.latents.size)
+        circuit.divergence(y, like, torch.full_like(y[:, 0], circuit.noise[0]))
 
     def forward(
         self, model: ModelLike, guide: Guide, x: Observation, z: Values | None = None
@@ -262,9 +279,9 @@ def model_score(guide: Guide, y: Tensor, x: Observation) -> Tensor:
         rows = at if lat.plated else at[:, None]
         log_p = lat.log_density(circuit.unwhiten(rows, x), x)
         (found,) = torch.autograd.grad(log_p.sum(), at)
-    if not bool(torch.isfinite(found).all()):
+    if not bool(torch.isfinite(found).all() and torch.isfinite(log_p).all()):
         raise Incompatible(
-            "model", expected="a finite gradient of the log-joint",
+            "model", expected="a log-joint that is finite and differentiable",
             got="NaN or infinity: the density has hard edges",
             fix="Use DenoisingScoreMatching(), which needs simulations alone.",
         )  # fmt: skip
