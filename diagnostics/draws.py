@@ -94,7 +94,8 @@ def draw(
         if prior:
             groups |= _prior(lat, draws * chains, seed)
         evidence = guide.log_evidence(x) if isinstance(guide, HasEvidence) else None
-    tree = tree_of(groups, lat, getattr(model, "dims", {}))
+    neurons = {name: ("neuron",) for name, t in found.circuit.items() if t.dim() == 4}
+    tree = tree_of(groups, lat, {**getattr(model, "dims", {}), **neurons})
     if evidence is not None:
         tree["evidence"] = _evidence(evidence)
     tree.attrs = {
