@@ -10,7 +10,8 @@ beside the paper's sampler-only circuits, once at the paper's size and once with
 parameters as they have; each is taught as published, down a noise staircase, and run from the
 linear guess without a transient. The last row is ours: all noise levels at once, and a transient.
 
-"Explained" is 1 - L / L0 at the smallest noise level on held-out draws, L0 = D / (2 sigma^2).
+Of digits, "explained" is 1 - L / L0, L the denoising loss at the smallest noise level on held-out
+digits, L0 that of a score of zero.
 C2ST and the masses of modes are against exact draws, or held-out digits, with the same numbers of
 two exact sets as floor. Draws per second count independent draws, onset and transient included.
 """
@@ -40,8 +41,6 @@ from diagnostics.style import GREY, PALETTE, new_figure
 from inference.files import atomic_path
 from inference.seeds import seeded
 from zoo.target import Target
-
-DT = 1e-4  # of the published kind of sampling, from the linear guess
 
 
 class Rows(TorchDistribution):  # type: ignore[misc]
@@ -127,7 +126,8 @@ class Experiment:
     noise: float
     size: int
     draws: int
-    steps: int  # of size DT, in the published kind of sampling
+    dt: float  # of the published kind of sampling, from the linear guess
+    steps: int
     truth: Callable[[Tensor, Tensor], dict[str, float]]  # draws and exact draws to numbers
 
 
@@ -156,7 +156,7 @@ def laplace() -> Experiment:
 
 
 def digits(*, mnist: bool = False) -> Experiment:
-    """Handwritten digits in principal components."""
+    """Handwritten digits in principal components, whitened: a noise level of .2 in their sds."""
     data, k, size = (zoo.data.mnist(), 300, 4000) if mnist else (zoo.data.digits(), 40, 2000)
     model = Pictures(data, k)
 
@@ -170,7 +170,7 @@ def digits(*, mnist: bool = False) -> Experiment:
         nearest = torch.cdist(z, model.table).min(1).values.mean()
         return {"distance to training set": float(nearest)}
 
-    return Experiment(model, exact, 0.02, size, min(1000, len(model.held_out)), 1500, truth)
+    return Experiment(model, exact, 0.2, size, len(model.held_out), 0.01, 1500, truth)
 
 
 def _from_zoo(model: Target, noise: float, steps: int, truth: Any) -> Experiment:
@@ -178,7 +178,7 @@ def _from_zoo(model: Target, noise: float, steps: int, truth: Any) -> Experiment
         with seeded(seed):
             return model.target().sample((n,)).reshape(n, -1)
 
-    return Experiment(model, exact, noise, 1000, 2000, steps, truth)
+    return Experiment(model, exact, noise, 1000, 2000, 1e-4, steps, truth)
 
 
 def measure(it: Experiment, row: Circuit, steps: int) -> tuple[dict[str, float], Tensor]:
@@ -193,7 +193,7 @@ def measure(it: Experiment, row: Circuit, steps: int) -> tuple[dict[str, float],
         it.model, guide, objective=objective, steps=steps, batch_size=256, lr=2e-3, progress=False
     )
     if row.published:
-        guide.sampling = inference.Sampling(warmup=it.steps, step=DT)
+        guide.sampling = inference.Sampling(warmup=it.steps, step=it.dt)
     began = time.perf_counter()
     x = it.model.observations()[:1]
     z = guide.draw(x, draws=it.draws, chains=1, seed=0).values["z"].reshape(it.draws, -1)
@@ -201,9 +201,9 @@ def measure(it: Experiment, row: Circuit, steps: int) -> tuple[dict[str, float],
     exact = it.exact(it.draws, 0)
     numbers = {
         "core parameters": core(guide, d),
-        "explained": explained(guide, it, x),
         "C2ST": c2st(z, exact),
         **it.truth(z, exact),
+        **(explained(guide, it, x) if isinstance(it.model, Pictures) else {}),
         "draws per second": it.draws / seconds,
         "fit seconds": run.seconds,
     }
@@ -216,7 +216,7 @@ def core(guide: inference.Guide, d: int) -> float:
     return float(sum(own) + guide.neurons)
 
 
-def explained(guide: Any, it: Experiment, x: Tensor) -> float:
+def explained(guide: Any, it: Experiment, x: Tensor) -> dict[str, float]:
     """1 - L / L0 of the denoising loss at the smallest noise level, on draws not trained on."""
     z = it.exact(it.draws, 0)
     site = guide.latents.sites[0]
@@ -224,8 +224,8 @@ def explained(guide: Any, it: Experiment, x: Tensor) -> float:
         y = guide.whiten({"z": z.reshape(-1, *site.shape)}, x.expand(len(z), -1))
         e, sigma = torch.randn_like(y), torch.full_like(y[:, 0], it.noise)
         s = guide.smoothed_score(y + it.noise * e, x, sigma)
-        loss = 0.5 * (s + e / it.noise).square().sum(-1).mean()
-    return 1 - float(loss) / (y.shape[1] / (2 * it.noise**2))
+        ratio = (s + e / it.noise).square().mean() / (e / it.noise).square().mean()
+    return {"explained": 1 - float(ratio)}
 
 
 def c2st(z: Tensor, exact: Tensor) -> float:
@@ -280,11 +280,14 @@ def main(
     picture(figure, {n: EXPERIMENTS[n]() for n in names}, draws)
 
 
-def kept(path: Path, it: Experiment, row: Circuit, steps: int) -> tuple[dict[str, float], Tensor]:
+def kept(path: Path, it: Experiment, row: Circuit, steps: int) -> tuple[dict[str, Any], Tensor]:
     """A row from its files, which are written where they are missing."""
     numbers, z = path.with_suffix(".json"), path.with_suffix(".npy")
     if not numbers.exists():
-        found, drawn = measure(it, row, steps)
+        try:
+            found, drawn = measure(it, row, steps)
+        except inference.Diverged as error:
+            found, drawn = {"diverged": str(error)}, torch.empty(0, 1)
         with atomic_path(z) as temporary, temporary.open("wb") as file:
             np.save(file, drawn.numpy())
         with atomic_path(numbers) as temporary:
@@ -292,9 +295,10 @@ def kept(path: Path, it: Experiment, row: Circuit, steps: int) -> tuple[dict[str
     return json.loads(numbers.read_text()), torch.from_numpy(np.load(z))
 
 
-def show(name: str, title: str, numbers: dict[str, float]) -> None:
+def show(name: str, title: str, numbers: dict[str, Any]) -> None:
     """A row on a line."""
-    cells = "  ".join(f"{k} {v:.4g}" for k, v in numbers.items())
+    texts = {k: v if isinstance(v, str) else f"{v:.4g}" for k, v in numbers.items()}
+    cells = "  ".join(f"{k} {v}" for k, v in texts.items())
     print(f"{name:9}{title:22}{cells}", flush=True)
 
 
@@ -314,12 +318,15 @@ def picture(path: Path, its: dict[str, Experiment], draws: dict[str, dict[str, A
 
 def panel(ax: Any, it: Experiment, z: Tensor, exact: Tensor) -> None:
     """A histogram, a scatter or a few pictures, by the number of latents."""
-    if isinstance(it.model, Pictures):
+    ax.set(xticks=[], yticks=[])
+    if not len(z):
+        ax.text(0.5, 0.5, "diverged", ha="center", transform=ax.transAxes)
+    elif isinstance(it.model, Pictures):
         few = it.model.pixels(z[:16])
-        tiles = few.reshape(4, 4, it.model.side, -1).permute(0, 2, 1, 3)
-        ax.imshow(
-            tiles.reshape(4 * it.model.side, -1), cmap="gray_r", vmin=0, vmax=few.quantile(0.995)
-        )
+        framed = torch.nn.functional.pad(few, (1, 1, 1, 1))
+        side = framed.shape[1]
+        tiles = framed.reshape(4, 4, side, side).permute(0, 2, 1, 3).reshape(4 * side, -1)
+        ax.imshow(tiles, cmap="gray_r", vmin=0, vmax=few.quantile(0.995))
     elif z.shape[1] == 1:
         bins = np.linspace(-3, 3, 61)
         ax.hist(exact[:, 0], bins, density=True, color=GREY, alpha=0.5)
@@ -327,7 +334,6 @@ def panel(ax: Any, it: Experiment, z: Tensor, exact: Tensor) -> None:
     else:
         ax.scatter(*z[:3000].T, s=1, color=PALETTE[1], alpha=0.4, lw=0)
         ax.set(xlim=(-4, 4), ylim=(-4, 4), aspect="equal")
-    ax.set(xticks=[], yticks=[])
 
 
 if __name__ == "__main__":
