@@ -52,6 +52,8 @@ bench: install
 	$(BIN)/python benchmarks/factor_analysis.py
 	$(BIN)/python benchmarks/zoo_draws.py
 	$(BIN)/python benchmarks/diagnostics_speed.py
+	$(BIN)/python benchmarks/reservoir_speed.py
+	$(BIN)/python benchmarks/reservoir_posteriors.py --models gaussian_mixture_latents --samplers denoising,mixed
 
 clean:
 	rm -rf $(VENV) runs build dist *.egg-info
