@@ -16,6 +16,7 @@ from inference.seeds import stream
 
 from .draws import draw, packed
 from .style import GREY, INK, labels_of, new_figure
+from .view import exact_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,7 +58,7 @@ def model(
         known = f"0 to {lat.problems(chosen) - 1}"
         raise BadInput("problem", expected=known, got=str(problem), fix="problem=0.")
     one = take(chosen, slice(problem, problem + 1)) if lat.plated else chosen
-    judge = guide or _exact(model)
+    judge = guide or exact_of(model)
     prior, seen = lat.joint(draws if lat.plated else min(draws, 100), seed=stream(seed, 0))
     posterior = draw(model, judge, one, draws=draws, chains=1, seed=seed) if judge else None
     groups = [g for g in (True, False) if any(s.discrete is g for s in lat.sites)]
@@ -84,14 +85,6 @@ def model(
     )
     figure.suptitle(str(getattr(model, "title", type(model).__name__)), color=INK)
     return figure
-
-
-def _exact(model: Any) -> Guide | None:
-    try:
-        guide: Guide = model.exact()
-    except NotImplementedError:
-        return None
-    return guide
 
 
 def _observations(ax: Axes, made: Array, seen: Array, model: Any) -> None:

@@ -21,7 +21,7 @@ from .style import labels_of
 if TYPE_CHECKING:
     from xarray import DataTree
 
-__all__ = ["AXES", "View", "single", "view", "view_of"]
+__all__ = ["AXES", "View", "exact_of", "single", "view", "view_of"]
 
 GRID = {1: 201, 2: 45}  # points of a grid along each of one or two latents
 ROWS = 1 << 12  # points of one call with gradients
@@ -131,7 +131,7 @@ def view(
     guide.latents.require_continuous(type(guide).__name__)
     one = _one(guide, x, problem)
     model = guide.model if model is None else model
-    judge = reference or _exact(model) or guide
+    judge = reference or exact_of(model) or guide
     return view_of(guide, one, draw(model, judge, one, draws=draws, chains=1, seed=stream(seed, 1)))
 
 
@@ -163,7 +163,8 @@ def _one(guide: Guide, x: Observation, problem: int) -> Observation:
     return take(x, slice(problem, problem + 1)) if lat.plated else x
 
 
-def _exact(model: Any) -> Guide | None:
+def exact_of(model: Any) -> Guide | None:
+    """The model's exact posterior, if it has one."""
     try:
         guide: Guide = model.exact()
     except NotImplementedError:

@@ -14,6 +14,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
 from .errors import BadInput
+from .implicit import Implicit
 from .latents import MAX_ROWS, Latents, ModelLike, Site, Values
 from .module import LocalModule
 from .objective import Objective
@@ -220,6 +221,13 @@ class Guide(LocalModule):
                     stack.enter_context(plates[name])
                 found[s.name] = pyro.sample(s.name, make(s))
         return found
+
+    def emit(self, values: Values, x: Observation) -> Values:
+        """Sample statements, without a density, for draws made elsewhere: latents (B, *shape)."""
+        lat = self.latents
+        chosen = values if lat.plated else {n: v[0] for n, v in values.items()}
+        with lat.plate(x):
+            return self.sample_sites(lambda s: Implicit(chosen[s.name], event_dim=s.event_dim))
 
     def trace(self, x: Observation) -> poutine.Trace:
         """Trace of one call.

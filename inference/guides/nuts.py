@@ -10,7 +10,6 @@ from pyro import poutine
 from pyro.infer import MCMC, mcmc
 
 from ..guide import Draws, Guide, check_counts
-from ..implicit import Implicit
 from ..latents import ModelLike, Values
 from ..observation import Observation, parts
 from ..progress import bar
@@ -64,11 +63,9 @@ class NUTS(Guide):
         if kept is None or not all(map(torch.equal, parts(x), parts(kept[0]))):
             seed = int(torch.randint(2**31, ()))
             kept = self.__dict__["_kept"] = (x, self.draw(x, draws=500, chains=1, seed=seed))
-        lat, values = self.latents, kept[1].values
+        values = kept[1].values
         pick = int(torch.randint(500, ()))
-        with lat.plate(x):
-            chosen = {n: v[0, pick] if lat.plated else v[0, pick, 0] for n, v in values.items()}
-            return self.sample_sites(lambda s: Implicit(chosen[s.name], event_dim=s.event_dim))
+        return self.emit({n: v[0, pick] for n, v in values.items()}, x)
 
     def _chain(self, x: Observation, draws: int, seed: int, *, progress: bool) -> Values:
         total = self.warmup + draws

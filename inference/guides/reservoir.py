@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..activation import ACTIVATIONS, Activation
+from ..activation import ACTIVATIONS
 from ..errors import Diverged, Incompatible, lookup
+from ..guide import check_counts
 from ..langevin import Chains
 from ..latents import ModelLike
 from ..observation import Observation
-from ..sampling import Sampling, Step
+from ..sampling import Step
 from ..seeds import seeded
 from ..tonic import Level, Tonic
 from .score_circuit import ScoreCircuit
@@ -51,51 +52,23 @@ class ReservoirSampler(ScoreCircuit):
     Args:
         model: any model with continuous latents.
         neurons: N.
-        activation: phi: relu, tanh, softplus or squareplus.
-        gain: tonic inputs multiply, too.
-        dropout: share of the perceptrons' units left out in training: for few simulations.
-        hidden: widths of the perceptrons behind the tonic inputs.
-        noise: smallest and largest noise level, in units of the linear guess's scale. The smallest
-            blurs the posterior and should be a tenth of its narrowest feature; far below that the
-            score gets worse, as the neurons' effect on it grows as 1 / sigma.
-        seed: of the initial weights.
-        sampling: how the circuit is run.
+        **knobs: of :class:`ScoreCircuit`.
 
     References:
         Expressive probabilistic sampling in recurrent neural networks (Chen et al., 2023)
         https://arxiv.org/abs/2308.11809
     """
 
-    def __init__(
-        self,
-        model: ModelLike,
-        *,
-        neurons: int = 512,
-        activation: str = "relu",
-        gain: bool = True,
-        dropout: float = 0.0,
-        hidden: tuple[int, ...] = (64, 64),
-        noise: tuple[float, float] = (0.02, 10.0),
-        seed: int = 0,
-        sampling: Sampling | None = None,
-    ) -> None:
-        lookup(ACTIVATIONS, activation, "activation")
-        super().__init__(
-            model, neurons=neurons, hidden=hidden, noise=noise, gain=gain, dropout=dropout,
-            seed=seed, sampling=sampling, activation=activation,
-        )  # fmt: skip
+    def __init__(self, model: ModelLike, *, neurons: int = 512, **knobs: Any) -> None:
+        check_counts(neurons=neurons)
+        super().__init__(model, neurons=neurons, **knobs)
         like, d = self.whitening.root, self.latents.size
-        with seeded(seed, 1):
+        with seeded(self.knobs["seed"], 1):
             inward, bias = features(neurons, d)
             self.inward = nn.Parameter(inward.to(like))
             self.outward = nn.Parameter((0.01 * torch.randn(d, neurons) / neurons**0.5).to(like))
         with torch.no_grad():
             self.input.head.bias[:neurons] = bias.to(like)
-
-    @property
-    def phi(self) -> Activation:
-        """Activation of the neurons."""
-        return ACTIVATIONS[self.knobs["activation"]]
 
     def activity(self, y: Tensor, tonic: Tonic, work: Tensor | None = None) -> Tensor:
         """phi of the neurons' input at scaled outputs y (..., B, D): (..., B, N)."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from ..activation import ACTIVATIONS, Activation
-from ..errors import lookup
 from ..latents import ModelLike
-from ..sampling import Sampling
 from ..seeds import seeded
 from ..tonic import Tonic
 from .score_circuit import ScoreCircuit
@@ -21,46 +20,20 @@ class SamplerOnly(ScoreCircuit):
 
     Args:
         model: any model with continuous latents.
-        activation: phi: relu, tanh, softplus or squareplus.
-        gain: tonic inputs multiply, too.
-        dropout: share of the perceptrons' units left out in training: for few simulations.
-        hidden: widths of the perceptrons behind the tonic inputs.
-        noise: smallest and largest noise level.
-        seed: of the initial weights.
-        sampling: how the circuit is run.
+        **knobs: of :class:`ScoreCircuit`.
 
     References:
         Expressive probabilistic sampling in recurrent neural networks (Chen et al., 2023)
         https://arxiv.org/abs/2308.11809
     """
 
-    def __init__(
-        self,
-        model: ModelLike,
-        *,
-        activation: str = "relu",
-        gain: bool = True,
-        dropout: float = 0.0,
-        hidden: tuple[int, ...] = (64, 64),
-        noise: tuple[float, float] = (0.02, 10.0),
-        seed: int = 0,
-        sampling: Sampling | None = None,
-    ) -> None:
-        lookup(ACTIVATIONS, activation, "activation")
-        super().__init__(
-            model, neurons=0, hidden=hidden, noise=noise, gain=gain, dropout=dropout,
-            seed=seed, sampling=sampling, activation=activation,
-        )  # fmt: skip
+    def __init__(self, model: ModelLike, **knobs: Any) -> None:
+        super().__init__(model, neurons=0, **knobs)
         like, d = self.whitening.root, self.latents.size
-        with seeded(seed, 1):
+        with seeded(self.knobs["seed"], 1):
             self.weights = nn.Parameter((0.1 * torch.randn(d, d) / d**0.5).to(like))
         self.gamma = nn.Parameter(like.new_ones(d))
         self.mixing = nn.Parameter(torch.eye(d).to(like))
-
-    @property
-    def phi(self) -> Activation:
-        """Activation of the neurons."""
-        return ACTIVATIONS[self.knobs["activation"]]
 
     def precondition(self, s: Tensor) -> Tensor:
         """gamma s A A'."""
