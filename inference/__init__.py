@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from .beliefs import HasBeliefs
 from .errors import (
     BadCheckpoint,
     BadInput,
@@ -35,7 +36,10 @@ from .guide import (
 from .guides.autoguide import AutoMultivariateNormal, AutoNormal
 from .guides.encoder import FullCovarianceEncoder, MeanFieldEncoder
 from .guides.flow import Flow
+from .guides.iterative_gaussian import IterativeGaussian
+from .guides.iterative_poisson import IterativePoisson, OnlinePoisson
 from .guides.nuts import NUTS
+from .guides.poisson_encoder import PoissonEncoder, SemiAmortisedPoisson
 from .guides.random_reservoir import RandomReservoir
 from .guides.reservoir import EnergyReservoir, ReservoirSampler
 from .guides.sampler_only import SamplerOnlyCurrent, SamplerOnlyRate
@@ -44,6 +48,7 @@ from .latents import Latents, ModelLike, Site, Values
 from .objective import Objective, Player
 from .objectives.elbo import ELBO
 from .objectives.forward_kl import ForwardKL
+from .objectives.free_energy import FixedPoint, FreeEnergy
 from .objectives.score_matching import (
     DenoisingScoreMatching,
     ExactScore,
@@ -70,10 +75,13 @@ __all__ = [
     "EnergyReservoir",
     "ExactScore",
     "Fit",
+    "FixedPoint",
     "Flow",
     "ForwardKL",
+    "FreeEnergy",
     "FullCovarianceEncoder",
     "Guide",
+    "HasBeliefs",
     "HasClosedForm",
     "HasDensity",
     "HasDivergence",
@@ -85,6 +93,8 @@ __all__ = [
     "Implicit",
     "ImplicitScore",
     "Incompatible",
+    "IterativeGaussian",
+    "IterativePoisson",
     "Latents",
     "MeanFieldEncoder",
     "MixedScore",
@@ -95,14 +105,17 @@ __all__ = [
     "NoiseStaircase",
     "Objective",
     "Observation",
+    "OnlinePoisson",
     "OutputError",
     "PackedGuide",
     "Player",
+    "PoissonEncoder",
     "RandomReservoir",
     "ReservoirSampler",
     "SamplerOnlyCurrent",
     "SamplerOnlyRate",
     "Sampling",
+    "SemiAmortisedPoisson",
     "Site",
     "Values",
     "exact",
@@ -130,6 +143,11 @@ GUIDES: Mapping[str, Callable[..., Guide]] = {
     "energy_reservoir": EnergyReservoir,
     "sampler_only_rate": SamplerOnlyRate,
     "sampler_only_current": SamplerOnlyCurrent,
+    "iterative_poisson": IterativePoisson,
+    "online_poisson": OnlinePoisson,
+    "iterative_gaussian": IterativeGaussian,
+    "poisson_encoder": PoissonEncoder,
+    "semi_amortised_poisson": SemiAmortisedPoisson,
 }
 OBJECTIVES: Mapping[str, type[Objective]] = {
     "elbo": ELBO,
@@ -139,4 +157,6 @@ OBJECTIVES: Mapping[str, type[Objective]] = {
     "exact_score": ExactScore,
     "mixed_score": MixedScore,
     "implicit_score": ImplicitScore,
+    "free_energy": FreeEnergy,
+    "fixed_point": FixedPoint,
 }

@@ -17,7 +17,7 @@ from .observation import Observation, check_observation, parts, repeat, size, ta
 from .seeds import seeded
 from .sites import Site, same_transform, site_of
 
-__all__ = ["Latents", "ModelLike", "Site", "Values"]
+__all__ = ["Latents", "ModelLike", "Site", "Values", "isolated"]
 
 Values = dict[str, Tensor]
 PROTOTYPES = 4  # short traces beside the first: a fair coin hides a branch with probability 1/16
@@ -173,7 +173,7 @@ class Latents:
                 got=f"pyro.factor sites {self.factors}",
                 fix="Only models without factors can be simulated; train on data instead.",
             )
-        with torch.no_grad(), _isolated():
+        with torch.no_grad(), isolated():
             trace = poutine.trace(poutine.uncondition(self.model)).get_trace(like)
         lift: Callable[[Tensor], Tensor] = (lambda v: v) if self.plated else (lambda v: v[None])
         z = {n: lift(trace.nodes[n]["value"]) for n in self.names}
@@ -198,7 +198,7 @@ class Latents:
         program = poutine.uncondition(self.model)
 
         def simulate(values: Values, like: Observation) -> Tensor:
-            with _isolated():
+            with isolated():
                 trace = poutine.trace(poutine.condition(program, data=values)).get_trace(like)
             value: Tensor = trace.nodes[self.observed]["value"]
             return value
@@ -223,7 +223,7 @@ class Latents:
         return z, stacked if isinstance(self.like, tuple) else stacked[0]
 
     def _score(self, z: Values, x: Observation) -> Tensor:
-        with _isolated():
+        with isolated():
             trace = poutine.trace(poutine.condition(self.model, data=z)).get_trace(x)
         extra = [n for n in _latent_nodes(trace, observed=True) if n not in z]
         if set(extra) != {self.observed, *self.factors}:
@@ -260,7 +260,7 @@ class Latents:
 
 
 @contextmanager
-def _isolated() -> Iterator[None]:
+def isolated() -> Iterator[None]:
     """Room for a call of the model while a guide is being traced, inside the guide's plates.
 
     `block` hides sites; the dims that plates have taken are hidden here.
@@ -275,7 +275,7 @@ def _isolated() -> Iterator[None]:
 
 
 def _prototype(model: ModelLike, x: Observation, seed: int) -> poutine.Trace:
-    with seeded(seed), _isolated():
+    with seeded(seed), isolated():
         return poutine.trace(model).get_trace(x)
 
 

@@ -1,0 +1,155 @@
+"""What a circuit of neurons needs to know of a model: their prior, the decoder, the noise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from pyro import poutine
+from torch import Tensor
+from torch.distributions import Distribution, Independent, Normal
+
+from .errors import BadInput, Incompatible
+from .latents import Latents, isolated
+from .observation import Observation, parts
+
+__all__ = ["Coding", "Reader"]
+
+FAR = 10.0  # ranges of the model's own observations, beyond which x is in other units
+ROUNDING = 1e-3  # share of its size by which a linear decoder may miss, in float32
+
+
+@dataclass(frozen=True)
+class Coding:
+    """z_k ~ prior_k, independent; x given z ~ Normal(decode(z), diag(noise^2)).
+
+    Attributes:
+        reader: runs the decoder.
+        prior: batch shape (K,).
+        noise: standard deviations, (F,).
+        weights: Phi, (F, K), where decode(z) = Phi z + offset; else None.
+        offset: decode(0), (F,).
+    """
+
+    reader: Reader
+    prior: Distribution
+    noise: Tensor
+    weights: Tensor | None
+    offset: Tensor
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Latents (B, K) to mean observations (B, F), with gradients."""
+        return self.reader.run(z)[1].mean
+
+
+class Reader:
+    """Reads prior, decoder and noise off a Pyro program, whenever its parameters may have moved.
+
+    Args:
+        latents: of the model.
+        family: distribution that the latents must have a priori.
+        who: guide that asks, for messages.
+
+    Raises:
+        Incompatible: more than one latent site, another prior, a likelihood that is not Normal, a
+            prior that depends on x, noise that depends on z, or a data set that is one problem.
+    """
+
+    def __init__(self, latents: Latents, family: type[Distribution], who: str) -> None:
+        self.latents, self.family, self.who = latents, family, who
+        x = latents.like
+        if len(latents.sites) != 1 or not latents.plated or latents.factors or isinstance(x, tuple):
+            self._refuse(
+                f"sites {list(latents.names)} and factors {latents.factors}",
+                "one latent site inside the plate 'data', one tensor observed, and no factors",
+            )
+        (self.site,) = latents.sites
+        self.neurons = self.site.shape.numel()
+        with torch.no_grad():
+            probe = self._probe()
+            (prior, likelihood), zeros = self.run(probe), self.run(0 * probe)
+            same = [torch.equal(a, b) for a, b in zip(_numbers(prior), _numbers(zeros[0]),
+                                                      strict=True)]  # fmt: skip
+            if not all(same) or any((t != t[:1]).any() for t in _numbers(prior)):
+                self._refuse("a prior that changes", "the same independent prior for every problem")
+            if not torch.equal(likelihood.scale, zeros[1].scale):
+                self._refuse("noise that depends on z", "noise of the same size for every z")
+            offset, weights = self._affine()
+            exact = likelihood.mean
+            error = (exact - offset - probe @ weights.T).abs().max()
+            self.linear = bool(error <= ROUNDING * (exact - offset).abs().max())
+
+    def __call__(self) -> Coding:
+        """The model as it is now, with gradients to its parameters."""
+        prior, likelihood = self.run(self._probe()[:1])
+        row = [t[0] for t in _numbers(prior)]
+        base = self.family(*row, validate_args=False)
+        if self.linear:
+            offset, weights = self._affine()
+            return Coding(self, base, likelihood.scale[0], weights, offset)
+        offset = self.run(self._probe()[:1] * 0)[1].mean[0]
+        return Coding(self, base, likelihood.scale[0], None, offset)
+
+    def run(self, z: Tensor) -> tuple[Distribution, Normal]:
+        """Prior and likelihood of latents (n, K): batch shapes (n, K) and (n, F)."""
+        like = parts(self.latents.like)[0]
+        x = like[:1].expand(len(z), *like.shape[1:])
+        value = {self.site.name: z.reshape(len(z), *self.site.shape)}
+        with isolated():
+            nodes = poutine.trace(poutine.condition(self.latents.model, data=value)).get_trace(x)
+        prior = _plain(nodes.nodes[self.site.name]["fn"])
+        likelihood = _plain(nodes.nodes[self.latents.observed]["fn"])
+        if not isinstance(prior, self.family):
+            self._refuse(f"{type(prior).__name__} latents", f"{self.family.__name__} latents")
+        if not isinstance(likelihood, Normal):
+            self._refuse(f"x of {type(likelihood).__name__}", "Normal observations")
+        flat = [t.expand(value[self.site.name].shape).flatten(1) for t in _numbers(prior)]
+        loc, scale = (t.expand(x.shape).flatten(1) for t in (likelihood.loc, likelihood.scale))
+        law = self.family(*flat, validate_args=False)
+        return law, Normal(loc, scale, validate_args=False)
+
+    def check(self, x: Observation) -> None:
+        """Raise :class:`BadInput` unless x looks like the model's own observations, range included.
+
+        A circuit answers to x in other units (0 to 255 for 0 to 1) with neurons at their ceiling.
+        """
+        self.latents.check(x)
+        own = parts(self.latents.like)[0]
+        low, high = float(own.min()), float(own.max())
+        reach = FAR * max(high - low, float(own.abs().max()), 1e-12)
+        worst = float(parts(x)[0].abs().max())
+        if worst > max(abs(low), abs(high)) + reach:
+            raise BadInput(
+                "x", expected=f"values in the range of the model's own, {low:.3g} to {high:.3g}",
+                got=f"{worst:.3g}", fix="Bring x into the units the model was made or learned for.",
+            )  # fmt: skip
+
+    def _probe(self) -> Tensor:
+        """Two unlike latent vectors, (2, K): counts, or else of both signs."""
+        like = parts(self.latents.like)[0]
+        z = torch.arange(self.neurons, device=like.device).remainder(3).to(like.dtype)
+        return torch.stack([z + 1, 2 - z if self.site.discrete else -0.5 - z])
+
+    def _affine(self) -> tuple[Tensor, Tensor]:
+        """decode(0), (F,), and the decoder's answers to single spikes less that, (F, K)."""
+        eye = torch.eye(self.neurons).to(self._probe())
+        answers = self.run(torch.cat([torch.zeros_like(eye[:1]), eye]))[1].mean
+        return answers[0], (answers[1:] - answers[0]).T
+
+    def _refuse(self, got: str, expected: str) -> None:
+        raise Incompatible(
+            f"{self.who} and the model", expected=expected, got=got,
+            fix="Such circuits are made for one layer of neurons behind Gaussian noise.",
+        )  # fmt: skip
+
+
+def _plain(law: Distribution) -> Distribution:
+    """Without the wrappers that only say which axes are the event."""
+    while isinstance(law, Independent):
+        law = law.base_dist
+    return law
+
+
+def _numbers(law: Distribution) -> list[Tensor]:
+    """Parameters in the order of the constructor."""
+    return [getattr(law, name) for name in law.arg_constraints]
