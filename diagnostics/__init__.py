@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import plot_calibration, plot_signatures, plots
+from . import plot_calibration, plot_refinement, plot_signatures, plots
 from .calibration import sbc, sbc_by, sbc_test
 from .circuits import score_field, trajectories, watch
 from .compare import Collected, collect, compare, compare_draws, summary
@@ -10,6 +10,7 @@ from .coverage import coverage, tarp
 from .draws import draw, packed, reconstruct
 from .interop import from_pyro_guide, from_pyro_mcmc
 from .metrics import METRICS, Estimate, Metric, khat_threshold
+from .refinement import refinement
 from .report import overview, report
 from .rundir import RunDirectory
 from .signature_fits import fit_slope
@@ -50,10 +51,12 @@ __all__ = [
     "overview",
     "packed",
     "plot_calibration",
+    "plot_refinement",
     "plot_signatures",
     "plots",
     "predicted_slope",
     "reconstruct",
+    "refinement",
     "report",
     "sbc",
     "sbc_by",

@@ -18,7 +18,8 @@ from inference.guide import Draws, Guide, HasNoiseLevels, HasScore, check_counts
 from inference.latents import ModelLike
 from inference.observation import Observation
 
-from .draws import array
+from .draws import array, beside
+from .refinement import HasRefinement, recorded
 from .view import AXES, View, places, single, view, view_of
 
 if TYPE_CHECKING:
@@ -125,7 +126,10 @@ def watch(
     problem: int = 0,
     seed: int,
 ) -> None:
-    """Add the groups `score_field` and `trajectory` to a circuit's draws, each where it applies.
+    """Add what there is to see of a circuit to its draws, each group where it applies.
+
+    The groups are `score_field`, `trajectory` and `refinement`: what :func:`score_field`,
+    :func:`trajectories` and :func:`diagnostics.refinement` return.
 
     Args:
         tree: of the guide, for the same x; gets the groups.
@@ -145,6 +149,11 @@ def watch(
         with suppress(Diverged):  # no noise can be injected into fewer neurons than outputs
             found = _paths(view_of(guide, x, reference, problem), RUNS, seed)
             tree["trajectory"] = xarray.DataTree(found)
+    if isinstance(guide, HasRefinement):
+        known = reference.get("evidence")
+        evidence = None if known is None else known.dataset["log_evidence"].values
+        found = recorded(guide, beside(guide, x), evidence, problem=problem, seed=seed)
+        tree["refinement"] = xarray.DataTree(found)
 
 
 def _needs(guide: Any, protocol: Any, expected: str) -> None:

@@ -44,6 +44,7 @@ Array = np.ndarray[Any, Any]
 # yellow lines cannot be seen on white: wine instead, of Tol's schemes for the colour-blind
 GUIDE_INKS = (*PALETTE[:6], "#882255")
 MAX_PANELS = 12
+MAX_BARS, RARE = 10, 0.005  # values with bars of their own; share of the largest put together
 MAX_CHAINED = 4  # latents whose chains are shown
 SMOOTH = 40  # losses are shown as means over 1/40 of the steps
 
@@ -100,16 +101,23 @@ def _densities(ax: Axes, draws: Mapping[str, Array]) -> None:
 
 
 def _bars(ax: Axes, draws: Mapping[str, Array]) -> None:
-    """Frequencies of each value, the guides' side by side."""
-    values = np.unique(np.concatenate(list(draws.values())))
+    """Frequencies of each value, the guides' side by side; of many the rare largest together."""
+    whole = np.concatenate(list(draws.values()))
+    low, last = int(whole.min()), int(whole.max())
+    if last - low >= MAX_BARS:
+        tails = [np.quantile(z, 1 - RARE, method="inverted_cdf") for z in draws.values()]
+        last = max(low + MAX_BARS - 1, int(max(tails)))
+    values = np.arange(low, last + 1)
     width = 0.8 / len(draws)
     for k, (name, z) in enumerate(draws.items()):
         at = np.arange(len(values)) + (k - (len(draws) - 1) / 2) * width
         alpha = 0.4 if name == EXACT else 1.0
-        shares = [(z == v).mean() for v in values]
+        shares = [(z.clip(max=last) == v).mean() for v in values]
         ax.bar(at, shares, 0.9 * width, color=colour(name), alpha=alpha, label=_title(name))
     step = -(-len(values) // 8)
-    ax.set_xticks(range(0, len(values), step), [f"{v:g}" for v in values[::step]])
+    names = [f"{v}" for v in values[:-1]] + [f"{last}" + "+" * bool(whole.max() > last)]
+    ticks = sorted({*range(0, len(values) - step, step), len(values) - 1})
+    ax.set_xticks(ticks, [names[t] for t in ticks])
     ax.set_ylim(0, 1)
 
 

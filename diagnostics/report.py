@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+import numpy as np
+
 from inference.errors import BadInput
 from inference.files import write_bytes
 
-from . import plot_circuits, plot_scores, plots
+from . import plot_circuits, plot_refinement, plot_scores, plots
 from .compare import EXACT, summary
 from .metrics import METRICS
 from .rundir import RunDirectory
@@ -183,6 +185,7 @@ def _pictures(trees: Mapping[str, DataTree], image_shape: str) -> dict[str, Figu
         found["correlations"] = plots.correlations(trees)
     if shape := tuple(int(n) for n in image_shape.split(",") if n):
         found["reconstructions"] = plots.reconstructions(trees, shape)
+    found |= _refined(trees)
     for name, tree in trees.items():
         found |= _circuit(name, tree)
         if not tree.attrs["independent_draws"] and tree["posterior"].sizes["chain"] > 1:
@@ -203,6 +206,27 @@ def _circuit(name: str, tree: DataTree) -> dict[str, Figure | None]:
         paths = tree["trajectory"].to_dataset()
         found[f"paths of {name}"] = plot_circuits.trajectories(paths, ink=ink)
         found |= {f"rates of {name}": plots.rates(tree)} if "rates" in paths else {}
+    return found
+
+
+def _refined(trees: Mapping[str, DataTree]) -> dict[str, Figure | None]:
+    """What was seen of circuits that iterate, beside one another; nothing of other guides."""
+    seen = {n: t["refinement"].to_dataset() for n, t in trees.items() if "refinement" in t.children}
+    if not seen:
+        return {}
+    inks = {name: plots.colour(name) for name in seen}
+    found: dict[str, Figure | None] = {
+        f"raster of {name}": plot_refinement.raster(one)
+        for name, one in seen.items()
+        if one.sizes["step"] > 1
+    }
+    found["free energy"] = plot_refinement.free_energy(seen, inks=inks)
+    shown = {name: one for name, one in seen.items() if np.isfinite(one["r2"]).any()}
+    if shown:  # an x of one pixel has no contrast
+        found["rate distortion"] = plot_refinement.rate_distortion(shown, inks=inks)
+    linear = [one for one in seen.values() if "dictionary" in one]
+    if linear:  # all guides are of one model
+        found["dictionary"] = plot_refinement.dictionary(linear[0])
     return found
 
 

@@ -35,6 +35,7 @@ ROUNDING = 10  # units in the last place that a log-density may be off, as a sum
 NO_DENSITY = "the guide has no density"
 NO_EVIDENCE = "log p(x) is not known"
 UNDEFINED = "in some problem the guide's density is not a number at a reference draw"
+TIED = "the largest weights are tied, as those of counts may be"
 NOT_EVALUATED = "the guide's density at the reference draws is not known"
 
 
@@ -231,12 +232,13 @@ def khat(tree: DataTree, reference: DataTree) -> Estimate:
     shape = pareto_shape(weights)
     with np.errstate(invalid="ignore"):
         se = np.where(np.isfinite(shape), blocks.std(0, ddof=1) / BLOCKS**0.25, 0.0)
-    return Estimate(shape, se)
+    return Estimate(shape, se, TIED if np.isnan(shape).any() else "")
 
 
 def pareto_shape(log_weights: Array) -> Array:
     """k-hat of log weights (B, S), (B,); -inf where the largest are within a thousandth of a nat.
 
+    NaN where a quarter of them are tied with the smallest, as weights of counts may be.
     ArviZ wants minus the log weights, and fits the largest min(S / 5, 3 sqrt(S)) of them.
     """
     from arviz_stats.base import array_stats
@@ -247,7 +249,10 @@ def pareto_shape(log_weights: Array) -> Array:
     flat = np.ptp(largest, axis=1) < 1e-3  # float32 rounding or one atom, not a tail
     shape = np.full(len(log_weights), -np.inf)
     if not flat.all():
-        shape[~flat] = array_stats.psislw(-log_weights[~flat])[1]
+        with np.errstate(divide="ignore", invalid="ignore"):  # ties
+            shape[~flat] = array_stats.psislw(-log_weights[~flat])[1]
+        tied = largest[:, -(-tail // 4)] - largest[:, 0] < 1e-6  # their fit divides by a quartile
+        shape[tied & ~flat] = np.nan
     return shape
 
 

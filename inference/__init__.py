@@ -43,12 +43,14 @@ from .guides.poisson_encoder import PoissonEncoder, SemiAmortisedPoisson
 from .guides.random_reservoir import RandomReservoir
 from .guides.reservoir import EnergyReservoir, ReservoirSampler
 from .guides.sampler_only import SamplerOnlyCurrent, SamplerOnlyRate
+from .guides.sparse_circuit import ISTA, LCA, SparseLaplace
 from .implicit import Implicit
 from .latents import Latents, ModelLike, Site, Values
 from .objective import Objective, Player
 from .objectives.elbo import ELBO
 from .objectives.forward_kl import ForwardKL
 from .objectives.free_energy import FixedPoint, FreeEnergy
+from .objectives.map_energy import HasPosteriorMode, MAPEnergy
 from .objectives.score_matching import (
     DenoisingScoreMatching,
     ExactScore,
@@ -63,6 +65,8 @@ from .sampling import Sampling
 __all__ = [
     "ELBO",
     "GUIDES",
+    "ISTA",
+    "LCA",
     "NUTS",
     "OBJECTIVES",
     "AutoMultivariateNormal",
@@ -88,6 +92,7 @@ __all__ = [
     "HasEvidence",
     "HasNoise",
     "HasNoiseLevels",
+    "HasPosteriorMode",
     "HasRsample",
     "HasScore",
     "Implicit",
@@ -96,6 +101,7 @@ __all__ = [
     "IterativeGaussian",
     "IterativePoisson",
     "Latents",
+    "MAPEnergy",
     "MeanFieldEncoder",
     "MixedScore",
     "ModelLike",
@@ -117,6 +123,7 @@ __all__ = [
     "Sampling",
     "SemiAmortisedPoisson",
     "Site",
+    "SparseLaplace",
     "Values",
     "exact",
     "fit",
@@ -148,6 +155,9 @@ GUIDES: Mapping[str, Callable[..., Guide]] = {
     "iterative_gaussian": IterativeGaussian,
     "poisson_encoder": PoissonEncoder,
     "semi_amortised_poisson": SemiAmortisedPoisson,
+    "lca": LCA,
+    "ista": ISTA,
+    "sparse_laplace": SparseLaplace,
 }
 OBJECTIVES: Mapping[str, type[Objective]] = {
     "elbo": ELBO,
@@ -159,4 +169,5 @@ OBJECTIVES: Mapping[str, type[Objective]] = {
     "implicit_score": ImplicitScore,
     "free_energy": FreeEnergy,
     "fixed_point": FixedPoint,
+    "map_energy": MAPEnergy,
 }

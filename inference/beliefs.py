@@ -29,6 +29,7 @@ class Moment:
         signal: what neurons send, such a draw or the mean of q, (B, K).
         currents: what they receive in return, (B, K).
         synapses: the wiring.
+        drawn: the signal is a draw.
     """
 
     state: State
@@ -38,14 +39,18 @@ class Moment:
     signal: Tensor
     currents: Tensor
     synapses: Synapses
+    drawn: bool = True
 
     def expected_energy(self) -> Tensor:
         """E_q[-log p(x given z)], (B,), in nats: exact if the decoder is linear, else by a draw."""
         return self.synapses.expected_energy(self.q, self.relaxed)
 
     def sampled_energy(self) -> Tensor:
-        """The same at the signal sent, (B,), with the variance that relaxed spikes lack put back."""
-        lost = self.q.variance - self.relaxed.variance
+        """The same at the signal sent, (B,), with the variance that it lacks put back.
+
+        Relaxed spikes lack some of it, rates all. With a nonlinear decoder to second order only.
+        """
+        lost = self.q.variance - self.relaxed.variance * self.drawn
         spread = 0.5 * (self.synapses.curvature(self.signal) * lost).sum(-1)
         return self.synapses.energy(self.signal, self.currents) + spread
 

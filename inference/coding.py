@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from pyro import poutine
@@ -11,7 +12,8 @@ from torch.distributions import Distribution, Independent, Normal
 
 from .errors import BadInput, Incompatible
 from .latents import Latents, isolated
-from .observation import Observation, parts
+from .observation import Observation, check_observation, parts
+from .seeds import seeded
 
 __all__ = ["Coding", "Reader"]
 
@@ -52,13 +54,14 @@ class Reader:
 
     Raises:
         Incompatible: more than one latent site, another prior, a likelihood that is not Normal, a
-            prior that depends on x, noise that depends on z, or a data set that is one problem.
+            prior or noise that differs between problems, noise that depends on z, or a data set
+            that is one problem.
     """
 
     def __init__(self, latents: Latents, family: type[Distribution], who: str) -> None:
         self.latents, self.family, self.who = latents, family, who
-        x = latents.like
-        if len(latents.sites) != 1 or not latents.plated or latents.factors or isinstance(x, tuple):
+        paired = isinstance(latents.like, tuple)
+        if len(latents.sites) != 1 or not latents.plated or latents.factors or paired:
             self._refuse(
                 f"sites {list(latents.names)} and factors {latents.factors}",
                 "one latent site inside the plate 'data', one tensor observed, and no factors",
@@ -66,57 +69,64 @@ class Reader:
         (self.site,) = latents.sites
         self.neurons = self.site.shape.numel()
         with torch.no_grad():
+            with seeded(0), isolated():  # no latents of our own yet, which a table would not have
+                nodes = poutine.trace(latents.model).get_trace(self.like[:1]).nodes
+            self._check_prior(_plain(nodes[self.site.name]["fn"]))
             probe = self._probe()
-            (prior, likelihood), zeros = self.run(probe), self.run(0 * probe)
+            ends = self.like[[0, -1]]
+            (prior, likelihood), zeros = self.run(probe, ends), self.run(0 * probe, ends)
             same = [torch.equal(a, b) for a, b in zip(_numbers(prior), _numbers(zeros[0]),
                                                       strict=True)]  # fmt: skip
             if not all(same) or any((t != t[:1]).any() for t in _numbers(prior)):
                 self._refuse("a prior that changes", "the same independent prior for every problem")
-            if not torch.equal(likelihood.scale, zeros[1].scale):
-                self._refuse("noise that depends on z", "noise of the same size for every z")
+            scales = torch.cat([likelihood.scale, zeros[1].scale])
+            if (scales != scales[:1]).any():
+                self._refuse("noise that changes", "noise of the same size for every z and problem")
             offset, weights = self._affine()
             exact = likelihood.mean
             error = (exact - offset - probe @ weights.T).abs().max()
             self.linear = bool(error <= ROUNDING * (exact - offset).abs().max())
 
+    @property
+    def like(self) -> Tensor:
+        """The model's own observations, in the dtype and on the device that it has now."""
+        return parts(self.latents.model.observations())[0]
+
     def __call__(self) -> Coding:
         """The model as it is now, with gradients to its parameters."""
         prior, likelihood = self.run(self._probe()[:1])
         row = [t[0] for t in _numbers(prior)]
-        base = self.family(*row, validate_args=False)
+        base = self._law(row)
         if self.linear:
             offset, weights = self._affine()
             return Coding(self, base, likelihood.scale[0], weights, offset)
         offset = self.run(self._probe()[:1] * 0)[1].mean[0]
         return Coding(self, base, likelihood.scale[0], None, offset)
 
-    def run(self, z: Tensor) -> tuple[Distribution, Normal]:
+    def run(self, z: Tensor, x: Tensor | None = None) -> tuple[Distribution, Normal]:
         """Prior and likelihood of latents (n, K): batch shapes (n, K) and (n, F)."""
-        like = parts(self.latents.like)[0]
-        x = like[:1].expand(len(z), *like.shape[1:])
+        x = self.like[:1].expand(len(z), *self.like.shape[1:]) if x is None else x
         value = {self.site.name: z.reshape(len(z), *self.site.shape)}
         with isolated():
             nodes = poutine.trace(poutine.condition(self.latents.model, data=value)).get_trace(x)
         prior = _plain(nodes.nodes[self.site.name]["fn"])
         likelihood = _plain(nodes.nodes[self.latents.observed]["fn"])
-        if not isinstance(prior, self.family):
-            self._refuse(f"{type(prior).__name__} latents", f"{self.family.__name__} latents")
+        self._check_prior(prior)
         if not isinstance(likelihood, Normal):
             self._refuse(f"x of {type(likelihood).__name__}", "Normal observations")
-        flat = [t.expand(value[self.site.name].shape).flatten(1) for t in _numbers(prior)]
-        loc, scale = (t.expand(x.shape).flatten(1) for t in (likelihood.loc, likelihood.scale))
-        law = self.family(*flat, validate_args=False)
-        return law, Normal(loc, scale, validate_args=False)
+        rows, shape = len(z), value[self.site.name].shape
+        flat = [t.expand(shape).reshape(rows, -1) for t in _numbers(prior)]
+        loc, scale = (t.expand(x.shape).reshape(rows, -1) for t in _numbers(likelihood))
+        return self._law(flat), Normal(loc, scale, validate_args=False)
 
     def check(self, x: Observation) -> None:
         """Raise :class:`BadInput` unless x looks like the model's own observations, range included.
 
         A circuit answers to x in other units (0 to 255 for 0 to 1) with neurons at their ceiling.
         """
-        self.latents.check(x)
-        own = parts(self.latents.like)[0]
-        low, high = float(own.min()), float(own.max())
-        reach = FAR * max(high - low, float(own.abs().max()), 1e-12)
+        check_observation(x, self.like)
+        low, high = float(self.like.min()), float(self.like.max())
+        reach = FAR * max(high - low, float(self.like.abs().max()), 1e-12)
         worst = float(parts(x)[0].abs().max())
         if worst > max(abs(low), abs(high)) + reach:
             raise BadInput(
@@ -124,10 +134,15 @@ class Reader:
                 got=f"{worst:.3g}", fix="Bring x into the units the model was made or learned for.",
             )  # fmt: skip
 
+    def _law(self, numbers: list[Tensor]) -> Distribution:
+        """The family's distribution of such parameters."""
+        make: Any = self.family
+        law: Distribution = make(*numbers, validate_args=False)
+        return law
+
     def _probe(self) -> Tensor:
         """Two unlike latent vectors, (2, K): counts, or else of both signs."""
-        like = parts(self.latents.like)[0]
-        z = torch.arange(self.neurons, device=like.device).remainder(3).to(like.dtype)
+        z = torch.arange(self.neurons, device=self.like.device).remainder(3).to(self.like.dtype)
         return torch.stack([z + 1, 2 - z if self.site.discrete else -0.5 - z])
 
     def _affine(self) -> tuple[Tensor, Tensor]:
@@ -135,6 +150,10 @@ class Reader:
         eye = torch.eye(self.neurons).to(self._probe())
         answers = self.run(torch.cat([torch.zeros_like(eye[:1]), eye]))[1].mean
         return answers[0], (answers[1:] - answers[0]).T
+
+    def _check_prior(self, prior: Distribution) -> None:
+        if not isinstance(prior, self.family):
+            self._refuse(f"{type(prior).__name__} latents", f"{self.family.__name__} latents")
 
     def _refuse(self, got: str, expected: str) -> None:
         raise Incompatible(

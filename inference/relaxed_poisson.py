@@ -20,7 +20,8 @@ from .errors import BadInput, NoDensity, lookup
 __all__ = ["INDICATORS", "Indicator", "RelaxedPoisson", "soft_counts"]
 
 BUSY = 1.0  # mean rate above which sure arrivals are drawn apart, as a count
-MOST = 1e8  # expected arrivals of one draw, some 40 bytes each while it lasts
+AT_ONCE = 1 << 21  # expected arrivals of neurons drawn together, some 40 bytes each while it lasts
+MOST = 1e8  # expected arrivals of one neuron
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class RelaxedPoisson(TorchDistribution):  # type: ignore[misc]
 
     Raises:
         BadInput: tau is out of range, or there is no such indicator; when drawing, if rates and
-            temperature ask for more than 1e8 arrivals.
+            temperature ask for more than 1e8 arrivals of one neuron.
 
     Differences: the authors store a fixed number of inter-arrival times, a quantile of the largest
     rate, and lose the arrivals beyond it; here none is lost.
@@ -196,11 +197,22 @@ class RelaxedPoisson(TorchDistribution):  # type: ignore[misc]
         rate = log_rate.detach().exp().reshape(-1)
         busy = rate.numel() > 0 and float(rate.mean()) > BUSY
         start = max(0.0, 1 - edge.reach * tau) if busy else 0.0
+        window = start, 1 + edge.reach * tau
+        pieces = [
+            self._draw(u, r, window)
+            for u, r in zip(*_pieces(log_rate.reshape(-1), rate, window[1] - start), strict=True)
+        ]
+        return (torch.cat(pieces) if len(pieces) > 1 else pieces[0]).view(log_rate.shape)
+
+    def _draw(self, log_rate: Tensor, rate: Tensor, window: tuple[float, float]) -> Tensor:
+        """Soft counts of neurons (N,), whose arrivals before the window are sure."""
+        start, end = window
         sure = poisson(rate * start) if start else torch.zeros_like(rate)
-        width = 1 + edge.reach * tau - start
-        entry = _arrivals(rate * width)
-        time = torch.rand(len(entry), dtype=rate.dtype, device=rate.device).mul_(width).add_(start)
-        return soft_counts(log_rate, sure, entry, time, edge, tau)
+        entry = _arrivals(rate * (end - start))
+        time = torch.rand(len(entry), dtype=rate.dtype, device=rate.device)
+        time = time.mul_(end - start).add_(start)
+        edge = INDICATORS[self.indicator]
+        return soft_counts(log_rate, sure, entry, time, edge, self.temperature)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-pmf of hard counts, in nats.
@@ -220,15 +232,27 @@ class RelaxedPoisson(TorchDistribution):  # type: ignore[misc]
         return value * self.log_rate - self.rate - torch.lgamma(value + 1)
 
 
-def _arrivals(expected: Tensor) -> Tensor:
-    """The neuron of each arrival, (M,), M ~ Poisson(sum of expected) and known only by drawing."""
-    if not (total := float(expected.sum())) <= MOST:
+def _pieces(
+    log_rate: Tensor, rate: Tensor, width: float
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Neurons (N,) in groups of about AT_ONCE arrivals, so that memory has a bound."""
+    total = float(rate.sum()) * width
+    if total <= AT_ONCE:
+        return (log_rate,), (rate,)
+    if not (most := float(rate.max()) * width) <= MOST:
         raise BadInput(
             "log_rate",
-            expected=f"at most {MOST:g} arrivals to draw",
-            got=f"{total:g} expected",
+            expected=f"at most {MOST:g} arrivals to draw for each neuron",
+            got=f"{most:g} expected",
             fix="Clamp the potentials, or lower the temperature.",
         )
+    group = rate.double().cumsum(0).mul_(width / AT_ONCE).long()
+    sizes = torch.unique_consecutive(group, return_counts=True)[1].tolist()
+    return log_rate.split(sizes), rate.split(sizes)
+
+
+def _arrivals(expected: Tensor) -> Tensor:
+    """The neuron of each arrival, (M,), M ~ Poisson(sum of expected) and known only by drawing."""
     counts = poisson(expected)
     if counts.device.type != "cpu":
         return torch.repeat_interleave(counts.long())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -14,6 +15,7 @@ from .coding import Coding
 __all__ = ["Synapses", "synapses"]
 
 ROWS = 1 << 16  # rows of one call of a nonlinear decoder
+TIE = 1.1  # one product and its sum cost that much less than two of together the same size
 
 
 class Synapses(Protocol):
@@ -22,11 +24,23 @@ class Synapses(Protocol):
     def currents(self, z: Tensor) -> Tensor:
         """J' N^-2 (x - decode(z)), drive less explaining away: (B, K) to (B, K)."""
 
-    def curvature(self, z: Tensor) -> Tensor:
+    def curvature(self, z: Tensor, spread: Tensor | None = None) -> Tensor:
         """Twice what one more spike costs beyond the currents; diag(Phi' N^-2 Phi), (K,) or (B, K).
 
         energy(z + e_k) - energy(z) = -currents_k + curvature_k / 2, so that the mean of the left
         side is the exact derivative of E energy with respect to a Poisson rate.
+
+        Args:
+            z: latents, (B, K).
+            spread: sds of beliefs about real latents, (B, K): with it, the mean second derivative,
+                by a point on either side.
+        """
+
+    def load(self, variance: Tensor, z: Tensor) -> Tensor:
+        """A bound on how far one natural-gradient step of size 1 overshoots, (B, K) or (B, 1).
+
+        sum_j |W_kj| v_j, W = Phi' N^-2 Phi: dividing row k of W diag(v) by 1 plus it leaves no
+        eigenvalue above 1. Without gradient.
         """
 
     def energy(self, z: Tensor, currents: Tensor) -> Tensor:
@@ -58,9 +72,19 @@ class Linear:
         error: Tensor = torch.addmm(self.x, z, self.phi.T, alpha=-1)
         return error @ self.phi
 
-    def curvature(self, z: Tensor) -> Tensor:
+    def curvature(self, z: Tensor, spread: Tensor | None = None) -> Tensor:
         """d = diag(Phi' N^-2 Phi), (K,)."""
         return self.diagonal
+
+    @torch.no_grad()
+    def load(self, variance: Tensor, z: Tensor) -> Tensor:
+        """sum_j |W_kj| v_j, (B, K)."""
+        return variance @ self.strength
+
+    @cached_property
+    def strength(self) -> Tensor:
+        """|W|, (K, K)."""
+        return (self.phi.T @ self.phi).detach().abs_()
 
     def energy(self, z: Tensor, currents: Tensor) -> Tensor:
         """Quadratic in z, and W z is in the currents."""
@@ -78,6 +102,11 @@ class Lateral(Linear):
     def __init__(self, coding: Coding, x: Tensor) -> None:
         super().__init__(coding, x)
         self.weights = self.phi.T @ self.phi
+
+    @cached_property
+    def strength(self) -> Tensor:
+        """|W|, (K, K)."""
+        return self.weights.detach().abs()
 
     def currents(self, z: Tensor) -> Tensor:
         """b - W z, one product of (B, K, K)."""
@@ -106,25 +135,38 @@ class Nonlinear:
             (slope,) = torch.autograd.grad(value, at, create_graph=again)
         return slope
 
-    def curvature(self, z: Tensor) -> Tensor:
-        """By one more spike in each neuron, K decodings for each problem: (B, K)."""
+    def curvature(self, z: Tensor, spread: Tensor | None = None) -> Tensor:
+        """By K decodings for each problem, or twice as many: (B, K)."""
+        here = self._energies(z, self.x)[:, None]
+        if spread is None:
+            return 2 * (self._beside(z, torch.ones_like(z)) - here + self.currents(z))
+        both = self._beside(z, spread) + self._beside(z, -spread)
+        return (both - 2 * here) / spread.square()
+
+    def _beside(self, z: Tensor, step: Tensor) -> Tensor:
+        """Energies at z + step_k e_k, (B, K)."""
         eye = torch.eye(z.shape[1]).to(z)
-        here = self._energies(z, self.x)[:, None] - self.currents(z)
-        step = max(1, ROWS // len(z))
-        more = []
-        for some in eye.split(step):
-            rows = (z[:, None] + some).flatten(0, 1)
+        found = []
+        for some in eye.split(max(1, ROWS // len(z))):
+            rows = (z[:, None] + step[:, None] * some).flatten(0, 1)
             x = self.x.repeat_interleave(len(some), 0)
-            more.append(self._energies(rows, x).reshape(len(z), len(some)))
-        return 2 * (torch.cat(more, 1) - here)
+            found.append(self._energies(rows, x).reshape(len(z), len(some)))
+        return torch.cat(found, 1)
+
+    @torch.no_grad()
+    def load(self, variance: Tensor, z: Tensor) -> Tensor:
+        """The trace of W diag(v), which bounds its eigenvalues, too, (B, 1)."""
+        spread = None if self.coding.reader.site.discrete else variance.sqrt()
+        return (self.curvature(z, spread) * variance).abs().sum(-1, keepdim=True)
 
     def energy(self, z: Tensor, currents: Tensor) -> Tensor:
         """At z."""
         return self._energies(z, self.x)
 
     def expected_energy(self, q: Distribution, relaxed: Distribution) -> Tensor:
-        """By one differentiable draw."""
-        return self._energies(relaxed.rsample(), self.x)
+        """By one draw, differentiable where the temperature is above zero."""
+        z = relaxed.rsample() if relaxed.has_rsample else relaxed.sample()
+        return self._energies(z, self.x)
 
     def _energies(self, z: Tensor, x: Tensor) -> Tensor:
         error = (x - self.coding.decode(z)) / self.coding.noise
@@ -139,10 +181,10 @@ def synapses(coding: Coding, x: Tensor, visits: int) -> Synapses:
         x: observation.
         visits: how often currents will be asked for.
     """
-    x = x.flatten(1)
+    x = x.reshape(len(x), -1)
     if coding.weights is None:
         return Nonlinear(coding, x)
     features, neurons = coding.weights.shape
     rows = len(x) * visits
-    cheaper = neurons * (features + rows) < 2 * features * rows
-    return (Lateral if cheaper else Linear)(coding, x)
+    lateral = neurons * (features + rows)  # multiplications, W included
+    return (Lateral if lateral < TIE * 2 * features * rows else Linear)(coding, x)

@@ -88,6 +88,20 @@ def test_patches_refuse():
         data.patches(n=0)
 
 
+def test_sixteen_pixels_along_a_side_are_whitened():
+    """Patches with mean zero have a singular covariance: one axis in 256 is silent and stays so."""
+    raw = data.patches(side=16, n=3000)
+    white = data.whiten(raw)
+    check_split(raw, 2400, 600, (16, 16), -1.0, 1.0)
+    values = np.linalg.eigvalsh(np.cov(white.train.double().numpy().T))
+    shares = np.linalg.eigvalsh(np.cov(raw.train.double().numpy().T))
+    want = shares / (shares + 1e-3 * shares.mean())
+    np.testing.assert_allclose(values, np.sort(want), atol=1e-3)
+    assert abs(values[0]) < 1e-6
+    assert white.validation.isfinite().all()
+    assert 0.3 < float(white.validation.std() / white.train.std()) < 3
+
+
 @pytest.mark.parametrize("ridge", [1e-3, 0.1])
 def test_whiten(ridge):
     raw = data.digits()
@@ -261,3 +275,98 @@ def test_corrupt_cifar10(kind, tmp_path, monkeypatch):
     monkeypatch.setenv("NEUROGUIDE_DATA", str(tmp_path))
     with pytest.raises(BadInput, match=r"cifar-10-binary\.tar\.gz"):
         data.cifar10()
+
+
+# van Hateren's images
+
+
+def intensity(column, image):
+    """2^image exp(2 (column / width)^2), from which a patch's logs tell column and not image."""
+    return 1000.0 * 2.0**image * np.exp(2 * (column / 1536) ** 2)
+
+
+def write_images(folder, names):
+    """Images that brighten to the right, of 3 MB each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for k, name in enumerate(names):
+        row = intensity(np.arange(1536), k % 3).round().astype(">u2")
+        (folder / name).write_bytes(np.broadcast_to(row, (1024, 1536)).tobytes())
+
+
+def columns_of(x, side):
+    """The left-most column of patches (N, side^2), from the slope of their logs."""
+    rows = x.reshape(-1, side, side)
+    torch.testing.assert_close(rows, rows[:, :1].expand_as(rows))  # rows and columns not exchanged
+    slope = (rows[:, 0, -1] - rows[:, 0, 0]) / (side - 1)
+    return slope * 1536**2 / 4 - (side - 1) / 2
+
+
+@pytest.mark.parametrize("sub", [True, False])
+@pytest.mark.parametrize("ending", ["iml", "imc"])
+def test_van_hateren_of_few_images_holds_out_columns(sub, ending, tmp_path, monkeypatch):
+    folder = tmp_path / "van_hateren" if sub else tmp_path
+    write_images(folder, [f"imk0000{k}.{ending}" for k in (1, 2)])
+    monkeypatch.setenv("NEUROGUIDE_DATA", str(tmp_path))
+    found = data.DATA["van_hateren"]()
+    check_split(found, 16_000, 4000, (16, 16), -16 * np.log(2), 16 * np.log(2))
+    found = data.van_hateren(side=32, n=3000)
+    for part, low, high in (("train", 0, 1228), ("validation", 1228, 1536)):
+        x = getattr(found, part)
+        torch.testing.assert_close(x.mean(1), torch.zeros(len(x)), rtol=0, atol=1e-5)
+        left = columns_of(x, 32)
+        # intensities are whole numbers of 1,000 and more: a column is known to 10 or so
+        assert abs(float(left.min()) - low) < 20
+        assert abs(float(left.max()) + 32 - high) < 20
+    again, other = (data.van_hateren(side=32, n=3000, seed=s) for s in (0, 1))
+    assert torch.equal(again.train, found.train)
+    assert not torch.equal(other.train, found.train)
+
+
+def test_van_hateren_holds_out_one_image_in_five(tmp_path, monkeypatch):
+    """Image k has k + 1 as its one contrast, and steps at random columns."""
+    rng = np.random.default_rng(0)
+    for k in range(6):
+        dark = rng.random((1024, 1536)) < 0.5
+        image = np.where(dark, 100, 100 * 2 ** (k + 1)).astype(">u2")
+        (tmp_path / f"imk0000{k}.iml").write_bytes(image.tobytes())
+    monkeypatch.setenv("NEUROGUIDE_DATA", str(tmp_path))
+    found = data.van_hateren(side=4, n=200)
+    seen = {}
+    for part in ("train", "validation"):
+        x = getattr(found, part)
+        seen[part] = ((x.amax(1) - x.amin(1)) / np.log(2)).round().int().unique().tolist()
+    assert seen == {"train": [1, 2, 3, 4, 5], "validation": [6]}
+    # fewer patches than images, as large as can be
+    x = data.van_hateren(side=1024, n=3)
+    assert (x.train.shape, x.validation.shape) == ((3, 1024**2), (0, 1024**2))
+    with pytest.raises(BadInput, match="side: expected at most 1024"):
+        data.van_hateren(side=1025)
+
+
+def test_van_hateren_reads_calibrated_images_alone_where_there_are_some(tmp_path, monkeypatch):
+    write_images(tmp_path, ["imk00001.imc"])
+    (tmp_path / "imk00001.iml").write_bytes(b"not looked at")
+    monkeypatch.setenv("NEUROGUIDE_DATA", str(tmp_path))
+    assert len(data.van_hateren(n=10).train) == 8
+
+
+@pytest.mark.parametrize("override", [True, False])
+def test_van_hateren_without_files_says_where_to_put_them(override, tmp_path, monkeypatch):
+    monkeypatch.delenv("NEUROGUIDE_DATA", raising=False)
+    if override:
+        monkeypatch.setenv("NEUROGUIDE_DATA", str(tmp_path))
+    with pytest.raises(BadInput, match="folder 'van_hateren' and set NEUROGUIDE_DATA") as error:
+        data.van_hateren()
+    assert (str(tmp_path) in str(error.value)) == override
+
+
+@pytest.mark.parametrize("size", [0, 3_145_727, 3_145_730])
+def test_van_hateren_refuses(size, tmp_path, monkeypatch):
+    (tmp_path / "imk00001.iml").write_bytes(bytes(size))
+    monkeypatch.setenv("NEUROGUIDE_DATA", str(tmp_path))
+    with pytest.raises(BadInput, match=rf"imk00001\.iml: .*it has {size:,} bytes"):
+        data.van_hateren()
+    with pytest.raises(BadInput, match="side: expected at most 308; got 309"):
+        data.van_hateren(side=309)
+    with pytest.raises(BadInput, match="n: expected an integer >= 1"):
+        data.van_hateren(n=0)

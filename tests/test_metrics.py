@@ -229,6 +229,16 @@ def test_khat_on_the_planted_guides(table, bimodal):
     assert values(bimodal, "khat")["exact"] == -np.inf
 
 
+def test_khat_of_tied_weights_is_not_a_number_and_says_so():
+    rng = np.random.default_rng(0)
+    tied = np.repeat([[5.0, 3.0, 2.0]], [5, 20, 1975], axis=1)  # few values, as of counts
+    smooth = rng.standard_normal((1, 2000))
+    with np.errstate(all="raise"):  # and no warning of a division by zero
+        shape = pareto_shape(np.concatenate([tied, smooth]))
+    assert np.isnan(shape[0])
+    assert np.isfinite(shape[1])
+
+
 @pytest.mark.parametrize("k", [1.0, 0.5, 0.25])
 def test_khat_recovers_pareto_tails(k):
     """The sign: psislw takes minus the log weights."""

@@ -1,4 +1,4 @@
-"""Pages: what they say, that they stand alone, and that a browser shows them; about 20 s."""
+"""Pages: what they say, that they stand alone, and that a browser shows them; about 25 s."""
 
 from __future__ import annotations
 
@@ -112,6 +112,18 @@ def circuits(tmp_path_factory):
     return written(path / "ring", "ring", model, {"reservoir_sampler": guide})
 
 
+@pytest.fixture(scope="module")
+def iterations(tmp_path_factory):
+    """A run of circuits that iterate, one of them by spikes, and of a network that does not."""
+    model = zoo.PoissonCoding()
+    guides = {
+        "iterative_poisson": inference.IterativePoisson(model, steps=40),
+        "online_poisson": inference.OnlinePoisson(model, steps=15),
+        "poisson_encoder": inference.PoissonEncoder(model),
+    }
+    return written(tmp_path_factory.mktemp("iterations") / "run", "poisson_coding", model, guides)
+
+
 class Page(HTMLParser):
     """Tags, links and visible text."""
 
@@ -174,6 +186,75 @@ def test_circuits_are_shown_between_the_posterior_and_the_table(runs, circuits):
     for run in runs:
         other = Page((run / "report.html").read_text()).text
         assert not re.search(r"\b(Score|Runs|Neurons) of", other)
+
+
+def test_iteration_is_shown_step_by_step_and_guides_beside_one_another(runs, circuits, iterations):
+    page = (iterations / "report.html").read_text()
+    order = [
+        "Posterior correlations", "Inference by iterative poisson", "Inference by online poisson",
+        "Free energy", "Reconstruction against silence", "Dictionary", "Every metric",
+    ]  # fmt: skip
+    places = [page.index(f"<h2>{title}") for title in order]
+    assert places == sorted(places)
+    assert "Inference by poisson encoder" not in page  # it takes no steps
+    text = Page(page).text
+    assert "never below -log p(x)" in text
+    assert not re.search(r"{[{%]", page)
+    for run in (*runs, circuits):
+        other = Page((run / "report.html").read_text()).text
+        assert not re.search(r"Inference by|Free energy|silence|Dictionary", other)
+
+
+def test_records_of_inference_come_back_from_disk(iterations):
+    draws = RunDirectory.open(iterations).draws()
+    model = zoo.PoissonCoding()
+    guide = inference.IterativePoisson(model, steps=40)
+    found = draws["iterative_poisson"]["refinement"].to_dataset()
+    again = diagnostics.refinement(guide, model.observations()[:2], seed=0)
+    for name in again.data_vars:
+        np.testing.assert_allclose(found[name], again[name], rtol=1e-4, atol=1e-5, err_msg=name)
+    assert tuple(found["dictionary"].attrs["image_shape"]) == model.image_shape
+    assert found.attrs["signal"] == "rates"
+
+
+def test_pictures_without_contrast_have_no_plane_of_silence(tmp_path):
+    """One pixel has no R²; the rest of the page is there."""
+    model = zoo.ExplainingAway()
+    guides = {"iterative_gaussian": inference.IterativeGaussian(model, steps=20)}
+    page = written(tmp_path / "run", "explaining_away", model, guides) / "report.html"
+    assert "Free energy over inference" in page.read_text()
+    assert "against silence" not in page.read_text()
+
+
+class Loud(inference.Guide):
+    """Counts far above the exact posterior's, for every problem the same."""
+
+    def forward(self, x):
+        with self.latents.plate(x):
+            return self.sample_sites(
+                lambda s: dist.Poisson(torch.full(s.shape, 12.0)).to_event(s.event_dim)
+            )
+
+
+def test_bars_of_counts_stand_at_their_counts_and_the_rare_largest_together():
+    model = zoo.PoissonCoding()
+    trees = diagnostics.collect(
+        model, {"loud": Loud(model)}, model.observations()[:1], draws=500, seed=0
+    )
+    figure = plots.marginals(trees)
+    ax = figure.axes[0]
+    z = diagnostics.packed(trees["loud"])[0, :, 0]
+    exact, loud = ([bar.get_height() for bar in c] for c in ax.containers)
+    last = len(loud) - 1
+    assert plots.MAX_BARS <= last < z.max()
+    assert (z > last).mean() <= plots.RARE
+    assert sum(exact) == pytest.approx(1)
+    assert sum(loud) == pytest.approx(1)
+    assert loud[9] == pytest.approx((z == 9).mean())
+    assert loud[last] == pytest.approx((z >= last).mean())
+    assert ax.get_xticklabels()[-1].get_text() == f"{last}+"
+    middle = np.mean([c[3].get_x() + c[3].get_width() / 2 for c in ax.containers])
+    assert middle == pytest.approx(3)
 
 
 def test_figures_leave_nothing_in_pyplot(runs):
@@ -275,11 +356,13 @@ def browse(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("width", WIDTHS)
-def test_a_browser_shows_the_pages_without_complaint(runs, circuits, tmp_path, width, browse):
+def test_a_browser_shows_the_pages_without_complaint(
+    runs, circuits, iterations, tmp_path, width, browse
+):
     """No console error, no blank screenshot. About 15 s."""
     from PIL import Image
 
-    pages = [run / "report.html" for run in (*runs, circuits)]
+    pages = [run / "report.html" for run in (*runs, circuits, iterations)]
     for page in (*pages, overview(runs, tmp_path / "a.html")):
         shot = tmp_path / f"{page.stem}-{width}.png"
         done = browse(page, f"--window-size={width},1600", f"--screenshot={shot}")
@@ -292,12 +375,12 @@ def test_a_browser_shows_the_pages_without_complaint(runs, circuits, tmp_path, w
 
 @pytest.mark.slow
 @pytest.mark.parametrize("width", WIDTHS)
-def test_nothing_sticks_out_at_the_side(runs, circuits, tmp_path, width, browse):
+def test_nothing_sticks_out_at_the_side(runs, circuits, iterations, tmp_path, width, browse):
     """In a frame of that width, for windows of headless Chromium have at least 500. About 10 s."""
     frame, wide = tmp_path / "frame.html", tmp_path / "wide.html"
     wide.write_text('<!doctype html><body><p style="width: 2000px">planted</p></body>')
     sticks_out = {}
-    for page in (*(run / "report.html" for run in (*runs, circuits)), wide):
+    for page in (*(run / "report.html" for run in (*runs, circuits, iterations)), wide):
         frame.write_text(
             f"""<!doctype html><body><iframe id="page" src="{page.as_uri()}"
             style="border: 0; width: {width}px; height: 20000px"></iframe><script>

@@ -24,6 +24,7 @@ from inference.seeds import seeded
 from zoo.gabor import gabors
 from zoo.mixture import GaussianMixture
 from zoo.poisson_coding import PoissonCoding
+from zoo.rectified_coding import RectifiedCoding, RectifiedPosterior
 from zoo.scale_mixture import CONTRASTS, ObservedContrast, ScaleMixture
 from zoo.sparse_coding import SparseCoding
 from zoo.spike_and_slab import SpikeAndSlab
@@ -136,6 +137,48 @@ def test_sparse_coding_asks_for_reference_draws(monkeypatch, tmp_path):
     found = SparseCoding(3).exact()
     assert isinstance(found, zoo.StoredDraws)
     assert found.draw(x, draws=10, chains=1, seed=0).values["z"].shape == (1, 10, 6, 3)
+
+
+def test_sparse_coding_knows_features_by_their_direction_alone():
+    """Columns of the dictionary of any length: the model of the canonical ones, of length one."""
+    model, other = SparseCoding().double(), SparseCoding().double()
+    lengths = torch.logspace(-2, 2, 8).double()
+    with torch.no_grad():
+        other.dictionary.mul_(lengths)
+    torch.testing.assert_close(other.features, model.features, rtol=1e-12, atol=0)
+    torch.testing.assert_close(model.features, model.dictionary, rtol=1e-6, atol=0)
+    z, x = model.simulate(3, seed=0)
+    assert not torch.allclose(z["z"] @ other.dictionary.T, other.predict(z), rtol=1e-2)
+    log = [Latents(m).log_joint(z, x) for m in (model, other)]
+    torch.testing.assert_close(log[1], log[0], rtol=1e-12, atol=0)
+    slopes = torch.autograd.grad(log[1].sum(), other.dictionary)[0]
+    along = (slopes * other.dictionary).sum(0)  # no gradient along a feature
+    size = slopes.norm(dim=0) * other.dictionary.norm(dim=0)
+    assert (along.abs() < 1e-12 * size).all()
+    assert (size > 1e-3).all()
+
+
+def test_sparse_coding_for_data_has_their_power():
+    """Half the root mean square is noise, the rest is expected of the features."""
+    x = 3 * torch.randn(500, 20, generator=torch.Generator().manual_seed(0))
+    power = float(x.square().mean())
+    for knobs in ({}, {"latents": 35, "seed": 1}):
+        model = SparseCoding.for_data(x, **knobs)
+        latents = knobs.get("latents", 20)
+        assert model.features.shape == (20, latents)
+        assert model.image_shape is None
+        assert torch.equal(model.observations(), x[:100])
+        assert float(model.scale) == pytest.approx(0.5 * math.sqrt(power), rel=1e-5)
+        torch.testing.assert_close(model.features.norm(dim=0), torch.ones(latents))
+        made = model.simulate(4000, seed=0)[1].square().mean(1)
+        within(made.mean(), power, made.std() / math.sqrt(4000))
+    given = SparseCoding.for_data(x.double(), noise=0.3, rate=1.7)
+    assert given.dictionary.dtype == torch.float64
+    assert (float(given.scale), float(given.rate)) == pytest.approx((0.3, 1.7))
+    assert not torch.equal(given.features.float(), SparseCoding.for_data(x, seed=1).features)
+    assert SparseCoding.for_data(torch.zeros(3, 4)).simulate(2, seed=0)[1].isfinite().all()
+    with pytest.raises(NoExactPosterior, match="20 latents"):
+        given.exact()
 
 
 # spike and slab
@@ -513,3 +556,237 @@ def test_poisson_coding_for_data_learns():
     assert float(exact.log_evidence(x).detach().mean()) > before + 1
     model.observations()[:] = 9.0
     assert (x < 9.0).all()
+
+
+@pytest.mark.parametrize("latents", [3, 512])
+def test_poisson_coding_for_data_starts_with_cheap_spikes(latents):
+    g = torch.Generator().manual_seed(0)
+    x = torch.linspace(0.1, 2.0, 90) * torch.randn(50, 90, generator=g, dtype=torch.float64)
+    model = PoissonCoding.for_data(x, latents=latents)
+    assert {p.dtype for p in model.parameters()} == {torch.float64}
+    assert model.image_shape is None
+    with torch.no_grad():
+        rate = model.log_rate.exp()
+        torch.testing.assert_close(rate.sum(), torch.tensor(3.0).double())
+        assert len(rate.unique()) == latents
+        assert rate.max() / rate.min() < math.e
+        # what one spike costs, |a|^2 / 2 s^2, is 3 / 2 K nats: a scaled chi-square of 90 degrees
+        cost = (model.dictionary / model.scale[:, None]).square().sum(0) / 2
+        within(cost.mean(), 1.5 / latents, 1.5 / latents * math.sqrt(2 / 90 / latents))
+        torch.testing.assert_close(model.scale.double(), x.square().mean(0).sqrt())
+    again, other = (PoissonCoding.for_data(x, latents=latents, seed=s) for s in (0, 1))
+    assert torch.equal(again.log_rate, model.log_rate)
+    assert not torch.equal(other.log_rate, model.log_rate)
+    assert not torch.equal(other.dictionary, model.dictionary)
+
+
+def test_poisson_coding_for_data_with_hidden_layers():
+    x = torch.randn(20, 90, generator=torch.Generator().manual_seed(0))
+    model = PoissonCoding.for_data(x, latents=4, hidden=(6, 30))
+    assert model.dictionary.shape == (90, 30)
+    with torch.no_grad():
+        silent = model.predict({"z": torch.zeros(1, 4)}) / model.scale
+    assert float(silent.abs().max()) < 1  # softplus units are never silent, and yet in the noise
+
+
+def test_poisson_coding_of_many_neurons_learns_from_data():
+    x = PoissonCoding(20, seed=5).simulate(100, seed=1)[1]
+    model = PoissonCoding.for_data(x, latents=40)
+    guide = inference.IterativePoisson(model, steps=30)
+    goal = inference.FixedPoint()
+    with torch.no_grad():
+        before = float(goal(model, guide, x)["guide"])
+    knobs = {"steps": 60, "lr": 0.03, "batch_size": 100, "seed": 0, "progress": False}
+    inference.fit(model, guide, x, objective=goal, learn_model=True, **knobs)
+    with torch.no_grad():
+        assert float(goal(model, guide, x)["guide"]) < before - 1
+
+
+# rectified coding
+
+
+def rectified(latents, seed=0):
+    """A model whose prior, gains and noise all differ from neuron to neuron, in float64."""
+    model = RectifiedCoding(latents, seed=seed).double()
+    with torch.no_grad():
+        model.prior_mean.copy_(torch.linspace(-0.4, 0.5, latents))
+        model.log_gain.copy_(torch.linspace(0.3, -0.2, latents))
+    model.prior_sd = torch.linspace(0.8, 1.3, latents).double()
+    model.scale = torch.linspace(0.3, 0.7, 16).double()
+    return model
+
+
+def by_pieces(model, x, nodes=120):
+    """log p(x, signs of z), (2^K,): Gauss-Legendre in each orthant, by numpy; x is (F,)."""
+    latents = len(model.prior_mean)
+    mean, sd, s = (t.detach().numpy() for t in (model.prior_mean, model.prior_sd, model.scale))
+    features = (model.dictionary * model.log_gain.exp()).detach().numpy()
+    at, weight = np.polynomial.legendre.leggauss(nodes)
+    size, volume = 5 * (at + 1), np.log(5 * weight)  # up to 10
+    sizes = np.stack(np.meshgrid(*[size] * latents, indexing="ij"), -1).reshape(-1, latents)
+    volume = sum(np.meshgrid(*[volume] * latents, indexing="ij")).reshape(-1)
+    found = []
+    for on in range(2**latents):
+        z = sizes * [1 if on >> k & 1 else -1 for k in range(latents)]
+        prior = stats.norm(mean, sd).logpdf(z).sum(-1)
+        likelihood = stats.norm(0, s).logpdf(x - np.maximum(z, 0) @ features.T).sum(-1)
+        found.append(np.logaddexp.reduce(prior + likelihood + volume))
+    return np.array(found)
+
+
+def test_rectified_coding_of_one_neuron_in_closed_form():
+    """P(z < 0 given x = t a) against Normal integrals, and the numbers of the docstring."""
+    model = RectifiedCoding(1).double()
+    a = model.dictionary.detach()[:, 0]
+    t = torch.tensor([0.0, 1.0, 2.0, -1.0], dtype=torch.float64)
+    x = t[:, None] * a / a.norm()
+    exact, n = model.exact(), 4000
+    # with d = |a|^2 / s^2 and b = a'x / s^2 the part above zero is a Normal of precision 1 + d
+    noise = float(model.scale[0].detach()) ** 2
+    d, b = float(a @ a) / noise, (x @ a).numpy() / noise
+    above = np.exp(b**2 / (2 * (1 + d))) / np.sqrt(1 + d) * stats.norm.cdf(b / np.sqrt(1 + d))
+    below = 0.5 / (0.5 + above)
+    np.testing.assert_allclose(below[:3].round(3), [0.691, 0.19, 0.002])
+    law = exact.distribution(x)
+    np.testing.assert_allclose(law.mixture_distribution.probs[:, 0], below, rtol=1e-9)
+    z = draws_of(exact, x, n)[..., 0]
+    within((z < 0).double().mean(0), below, np.sqrt(below * (1 - below) / n))
+    # below zero the posterior is the prior, a half Normal of mean -sqrt(2 / pi)
+    some = z[:, 0][z[:, 0] < 0]
+    within(some.mean(), -math.sqrt(2 / math.pi), some.std() / math.sqrt(len(some)))
+
+
+@pytest.mark.parametrize("latents", [1, 2])
+def test_rectified_coding_against_gauss_legendre(latents):
+    model = rectified(latents, seed=3)
+    exact = model.exact()
+    assert isinstance(exact, RectifiedPosterior)
+    x = torch.cat([model.observations()[:5], 3 * model.observations()[:2]])
+    pieces = np.stack([by_pieces(model, row) for row in x.numpy()])
+    with torch.no_grad():
+        found = exact.log_evidence(x)
+        weights = exact.distribution(x).mixture_distribution.probs
+    evidence = np.logaddexp.reduce(pieces, axis=1)
+    np.testing.assert_allclose(found, evidence, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(weights, np.exp(pieces - evidence[:, None]), rtol=0, atol=1e-6)
+
+
+def test_rectified_coding_of_three_neurons_is_gridded_and_of_more_refused():
+    model = rectified(3)
+    exact = model.exact()
+    assert isinstance(exact, zoo.Quadrature)
+    x = model.observations()[:2]
+    want = [np.logaddexp.reduce(by_pieces(model, row, nodes=40)) for row in x.numpy()]
+    gap = (exact.log_evidence(x) - torch.tensor(want)).abs()
+    assert (gap <= exact.error(x)["log_evidence"]).all()
+    with pytest.raises(NoExactPosterior, match=r"at most 3 latents; got 4.*inference\.NUTS"):
+        RectifiedCoding(4).exact()
+
+
+def test_learning_rectified_coding_follows_the_evidence():
+    """The ELBO's gradient with the exact posterior is that of log p(x), by central differences."""
+    model = rectified(2)
+    x, exact, n = model.observations(), model.exact(), 100
+    leaves = list(model.parameters())
+
+    def slopes(loss):
+        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, leaves)])
+
+    true = slopes(-exact.log_evidence(x).mean())
+    first = list(itertools.accumulate((p.numel() for p in leaves), initial=0))
+    with torch.no_grad():
+        for k, leaf in enumerate(leaves):
+            side, at = [], leaf.numel() // 2
+            for step in (1e-4, -2e-4):
+                leaf.view(-1)[at] += step
+                side.append(float(-exact.log_evidence(x).mean()))
+            leaf.view(-1)[at] += 1e-4
+            slope = (side[0] - side[1]) / 2e-4
+            assert slope == pytest.approx(float(true[first[k] + at]), abs=1e-6)
+    found = []
+    for seed in range(n):
+        with seeded(seed):
+            found.append(slopes(inference.ELBO()(model, exact, x)["guide"]))
+    found = torch.stack(found)
+    within(found.mean(0), true, found.std(0) / math.sqrt(n))
+
+
+def test_gaussian_neurons_miss_the_kink():
+    """The gap of the docstring: L-BFGS finds the best factorised Gaussian, from three starts.
+
+    E max(z, 0) = m P + v p and E max(z, 0)^2 = (m^2 + v^2) P + m v p for z ~ Normal(m, v), with P
+    and p the standard Normal's distribution function and density at m / v.
+    """
+    model = RectifiedCoding().double()
+    x, a, s = model.observations(), model.dictionary.detach(), model.scale.detach()
+    standard = torch.distributions.Normal(x.new_zeros(()), 1.0)
+
+    def elbo(m, log_v):
+        v = log_v.exp()
+        below, density = standard.cdf(m / v), standard.log_prob(m / v).exp()
+        first = m * below + v * density
+        second = (m.square() + v.square()) * below + m * v * density
+        error = ((x - first @ a.T) / s).square().sum(1)
+        error = error + (second - first.square()) @ (a / s[:, None]).square().sum(0)
+        kl = ((m.square() + v.square() - 1) / 2 - log_v).sum(1)
+        return -(error + (2 * math.pi * s.square()).log().sum()) / 2 - kl
+
+    def best(start):
+        m = torch.full((100, 2), start).to(x).requires_grad_()
+        log_v = torch.full((100, 2), -0.7).to(x).requires_grad_()
+        search = torch.optim.LBFGS([m, log_v], max_iter=300, line_search_fn="strong_wolfe")
+
+        def closure():
+            search.zero_grad()
+            loss = -elbo(m, log_v).sum()
+            loss.backward()
+            return loss
+
+        search.step(closure)
+        return elbo(m, log_v).detach()
+
+    with torch.no_grad():
+        evidence = model.exact().log_evidence(x)
+    gap = evidence - torch.stack([best(start) for start in (-1.0, 0.3, 1.0)]).amax(0)
+    assert (gap > 0).all()
+    assert float(gap.mean()) == pytest.approx(0.159, abs=0.002)
+
+
+def test_rectified_coding_for_data_learns():
+    x = rectified(2, seed=1).simulate(100, seed=1)[1].float()
+    x[:, 3] = 0.0
+    model = RectifiedCoding.for_data(x)
+    assert model.dictionary.shape == (16, 2)
+    assert (model.scale > 0.02).all()
+    assert RectifiedCoding.for_data(x, latents=30).dictionary.shape == (16, 30)
+    torch.testing.assert_close(model.observations(), x)
+    exact = model.exact()
+    before = float(exact.log_evidence(x).detach().mean())
+    knobs = {"steps": 60, "lr": 0.1, "batch_size": 100, "seed": 0, "progress": False}
+    inference.fit(model, exact, x, learn_model=True, **knobs)
+    assert float(exact.log_evidence(x).detach().mean()) > before + 1
+
+
+@pytest.mark.parametrize("signal", ["rates", "spikes"])
+def test_iterative_gaussian_infers_rectified_coding(signal):
+    """Spikes are the published variant: their mean nears the exact one; rates leave the start."""
+    model = RectifiedCoding().double()
+    x = model.observations()[:40]
+    steps, settled, step = {"spikes": (400, 100, 0.1), "rates": (40, 30, 1.0)}[signal]
+    guide = inference.IterativeGaussian(
+        model, signal=signal, self_inhibition=signal == "rates", step=step, steps=steps
+    )
+    assert not guide.reader.linear
+    want = draws_of(model.exact(), x, 2000).mean(0)
+    with torch.no_grad(), seeded(0):
+        path = list(guide.unroll(x, steps=steps))
+    assert all(t.isfinite().all() for now in path for t in now.state)
+    assert (path[1].state[0] != path[0].state[0]).any()
+    found = torch.stack([now.q.mean for now in path[settled:]]).mean(0)
+    error, at_first = ((m - want).square().mean().sqrt() for m in (found, path[0].q.mean))
+    # to decode the mean is not to average what is decoded: rates do worse
+    assert error < (0.55 if signal == "spikes" else 0.75) * at_first
+    drawn = guide.draw(x[:3], draws=5, chains=2, seed=0)
+    assert drawn.values["z"].isfinite().all()
+    with seeded(0):
+        assert guide.log_prob(drawn.values, x[:3]).isfinite().all()

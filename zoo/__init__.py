@@ -42,6 +42,7 @@ from .plaid_motion import PlaidMotion
 from .poisson_coding import PoissonCoding
 from .product import Product
 from .quadrature import Quadrature
+from .rectified_coding import RectifiedCoding
 from .ring import Ring
 from .scale_mixture import ObservedContrast, ScaleMixture
 from .slcp import SLCP
@@ -99,6 +100,7 @@ __all__ = [
     "PoissonCoding",
     "Product",
     "Quadrature",
+    "RectifiedCoding",
     "Ring",
     "ScaleMixture",
     "SparseCoding",
@@ -132,6 +134,7 @@ MODELS: Mapping[str, type[Model]] = {
     "scale_mixture": ScaleMixture,
     "observed_contrast": ObservedContrast,
     "poisson_coding": PoissonCoding,
+    "rectified_coding": RectifiedCoding,
     "bayesian_regression": BayesianRegression,
     "logistic_regression": LogisticRegression,
     "bayesian_mlp": BayesianMLP,

@@ -1,17 +1,19 @@
-"""Real data: digits, natural-image patches, MNIST, Fashion-MNIST, CIFAR-10.
+"""Real data: digits, patches of two sorts of natural images, MNIST, Fashion-MNIST, CIFAR-10.
 
 Every loader returns a :class:`Data` of float32 tensors, one observation per row. The last three
 are downloaded once, with checksums, into the user's cache. Offline, set NEUROGUIDE_DATA to a folder
-that holds the files, in a subfolder of the data set's name or directly.
+that holds the files, in a subfolder of the data set's name or directly. Van Hateren's images are
+read from there alone.
 """
 
 from __future__ import annotations
 
 import gzip
+import math
 import os
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,9 +26,20 @@ from torch import Tensor
 from inference.errors import BadInput
 from inference.guide import check_counts
 
-__all__ = ["DATA", "Data", "cifar10", "digits", "fashion_mnist", "mnist", "patches", "whiten"]
+__all__ = [
+    "DATA",
+    "Data",
+    "cifar10",
+    "digits",
+    "fashion_mnist",
+    "mnist",
+    "patches",
+    "van_hateren",
+    "whiten",
+]
 
 VALIDATION = 0.2  # share of rows held out where the data come without a split
+VAN_HATEREN = 1024, 1536  # rows and columns of their images
 
 
 @dataclass(frozen=True)
@@ -83,36 +96,110 @@ def patches(*, side: int = 12, n: int = 20_000, seed: int = 0) -> Data:
     check_counts(side=side, n=n)
     luminance = np.array([0.299, 0.587, 0.114]) / 255.0  # ITU-R BT.601
     images = [image @ luminance for image in load_sample_images().images]
-    largest = min(int(VALIDATION * image.shape[1]) for image in images)
-    if side > largest:
-        raise BadInput("side", expected=f"at most {largest}", got=str(side), fix="side=12.")
+    _check_side(side, min(int(VALIDATION * image.shape[1]) for image in images))
     cuts = [int((1 - VALIDATION) * image.shape[1]) for image in images]
     held = int(VALIDATION * n)
     left = [image[:, :cut] for image, cut in zip(images, cuts, strict=True)]
     right = [image[:, cut:] for image, cut in zip(images, cuts, strict=True)]
     rng = np.random.default_rng(seed)
     train, validation = _cut(left, n - held, side, rng), _cut(right, held, side, rng)
-    return Data("patches", train, validation, (side, side), (-1.0, 1.0))
+    return Data("patches", _centred(train), _centred(validation), (side, side), (-1.0, 1.0))
 
 
-def _cut(images: list[Any], n: int, side: int, rng: np.random.Generator) -> Tensor:
-    """n patches at random places, (n, side^2), each with mean zero."""
+def van_hateren(*, side: int = 16, n: int = 20_000, seed: int = 0) -> Data:
+    """Patches of van Hateren's natural images: log intensity, each patch with mean zero.
+
+    Reads the calibrated images (*.imc) or, where there are none, the linear ones (*.iml) in
+    NEUROGUIDE_DATA; there is no download, for their site is gone. Held-out patches come from the
+    last fifth of the images, for neighbours may show one scene; with fewer than five images, from
+    the right-most fifth of each.
+
+    Args:
+        side: pixels along a side.
+        n: patches in all, one in five of them held out.
+        seed: of their places.
+
+    Raises:
+        BadInput: no files, one of the wrong size, patches too large, or counts below 1.
+
+    References:
+        Independent component filters of natural images compared with simple cells in primary
+        visual cortex (van Hateren & van der Schaaf, 1998) https://doi.org/10.1098/rspb.1998.0303
+    """
+    check_counts(side=side, n=n)
+    paths = _van_hateren_files()
+    height, width = VAN_HATEREN
+    held, cut = int(VALIDATION * len(paths)), int((1 - VALIDATION) * width)
+    images, others = (paths[:-held], paths[-held:]) if held else (paths, paths)
+    end, start = (width, 0) if held else (cut, cut)
+    _check_side(side, min(height, width - start))
+    rng, few = np.random.default_rng(seed), int(VALIDATION * n)
+    train = _cut(images, n - few, side, rng, lambda path: _van_hateren_image(path)[:, :end])
+    validation = _cut(others, few, side, rng, lambda path: _van_hateren_image(path)[:, start:])
+    shades = 16 * math.log(2)  # log(1 + the largest of 16 bits)
+    logs = _centred(train.log1p()), _centred(validation.log1p())
+    return Data("van_hateren", *logs, (side, side), (-shades, shades))
+
+
+def _van_hateren_files() -> list[Path]:
+    """Images of one kind only, for the same image may be there as both."""
+    override = os.environ.get("NEUROGUIDE_DATA")
+    folders = [Path(override) / "van_hateren", Path(override)] if override else []
+    for folder in folders:
+        for pattern in ("*.imc", "*.iml"):
+            if found := sorted(folder.glob(pattern)):
+                return found
+    raise BadInput(
+        "data 'van_hateren'",
+        expected="files imk00001.iml, ... or .imc in NEUROGUIDE_DATA",
+        got=f"none in {override!r}",
+        fix="There is no download. Put the files into a folder 'van_hateren' and set "
+        "NEUROGUIDE_DATA to the folder around it.",
+    )
+
+
+def _van_hateren_image(path: Path) -> Any:
+    """Intensities (1024, 1536), read where they are looked at."""
+    with _intact(path, "an image of 1,024 rows of 1,536 big-endian 16-bit numbers"):
+        if path.stat().st_size != 2 * math.prod(VAN_HATEREN):
+            raise ValueError(f"it has {path.stat().st_size:,} bytes")
+        return np.memmap(path, ">u2", "r", shape=VAN_HATEREN)
+
+
+def _check_side(side: int, largest: int) -> None:
+    if side > largest:
+        raise BadInput("side", expected=f"at most {largest}", got=str(side), fix="side=12.")
+
+
+def _cut(
+    images: Sequence[Any],
+    n: int,
+    side: int,
+    rng: np.random.Generator,
+    read: Callable[[Any], Any] = np.asarray,
+) -> Tensor:
+    """n patches at random places, (n, side^2); images are read one at a time."""
     pieces = []
     for k, image in enumerate(images):
-        windows = np.lib.stride_tricks.sliding_window_view(image, (side, side))
+        windows = np.lib.stride_tricks.sliding_window_view(read(image), (side, side))
         count = n // len(images) + (k < n % len(images))
         rows, columns = (rng.integers(0, size, count) for size in windows.shape[:2])
-        pieces.append(windows[rows, columns].reshape(count, -1))
-    flat = torch.as_tensor(np.concatenate(pieces), dtype=torch.float32)
-    return flat - flat.mean(1, keepdim=True)
+        pieces.append(windows[rows, columns].reshape(count, side**2))
+    return torch.as_tensor(np.concatenate(pieces).astype(np.float32))
 
 
-def whiten(data: Data, *, ridge: float = 1e-3) -> Data:
+def _centred(patches: Tensor) -> Tensor:
+    return patches - patches.mean(1, keepdim=True)
+
+
+def whiten(data: Data, *, ridge: float = 1e-3, components: int | None = None) -> Data:
     """Zero-phase (ZCA) whitening with the training rows' mean and covariance.
 
     Args:
         data: to whiten.
         ridge: added to the covariance, as a share of the mean variance; keeps noise in its place.
+        components: only so many of the strongest principal components are kept, which in natural
+            images are those of low frequency; all by default.
 
     References:
         The "independent components" of natural scenes are edge filters (Bell & Sejnowski, 1997)
@@ -122,6 +209,7 @@ def whiten(data: Data, *, ridge: float = 1e-3) -> Data:
     covariance = torch.cov(data.train.T.double())
     values, vectors = torch.linalg.eigh(covariance)
     scale = (values + ridge * values.mean()).rsqrt()
+    scale[: len(scale) - (components or len(scale))] = 0
     matrix = (vectors * scale @ vectors.T).to(data.train.dtype)
     train, validation = ((t - mean) @ matrix for t in (data.train, data.validation))
     unbounded = (-float("inf"), float("inf"))
@@ -244,6 +332,7 @@ def _file(name: str, base: str, filename: str, md5: str) -> Path:
 DATA: Mapping[str, Callable[[], Data]] = {
     "digits": digits,
     "patches": patches,
+    "van_hateren": van_hateren,
     "mnist": mnist,
     "fashion_mnist": fashion_mnist,
     "cifar10": cifar10,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Self
@@ -21,9 +22,12 @@ from .gabor import gabors
 from .gibbs import Gibbs
 from .model import Model, Paper
 
-__all__ = ["PoissonCoding"]
+__all__ = ["PoissonCoding", "unlearned"]
 
 NOISE_FLOOR = 0.02  # in `for_data`
+SPIKES = 3.0  # expected of all neurons together, in `for_data`; published: about four of 512
+SPREAD = 0.5  # of log rates about their mean, either way, in `for_data`
+POWER = 3.0  # of all features not learned yet, their squared norms in units of the noise
 MOST = 5  # latents that are enumerated: 16^5 states are a million
 LARGEST = 255  # count that Gibbs sampling considers
 TAIL = 1e-14
@@ -93,17 +97,23 @@ class PoissonCoding(Model):
 
     @classmethod
     def for_data(cls, x: Tensor, **knobs: Any) -> Self:
-        """A model for data (N, F): small random dictionary, noise that explains all."""
-        model = cls(**{"noise_floor": NOISE_FLOOR, **knobs})
-        g = torch.Generator().manual_seed(knobs.get("seed", 0))
-        random = torch.randn(x.shape[1], model.dictionary.shape[1], generator=g)
-        model.dictionary = nn.Parameter(0.2 * x.std() * random)
-        # half as much again as the floor: on it the unconstrained parameter would be infinite
-        floor = 1.5 * knobs.get("noise_floor", NOISE_FLOOR)
-        model.scale = x.square().mean(0).sqrt().clamp_min(floor)
+        """A model for data (N, F), ready to be learned, with hundreds of latents if need be.
+
+        Three spikes are expected of all neurons together, the noise explains all of x, and features
+        are random and, where they are many, so small that a spike costs next to nothing.
+        """
+        knobs = {"noise_floor": NOISE_FLOOR, **knobs}
+        model = cls(**knobs)
+        floor, seed = knobs["noise_floor"], knobs.get("seed", 0)
+        width = model.dictionary.shape[1]
+        model.dictionary, model.scale = unlearned(x, width, noise_floor=floor, seed=seed)
+        g = torch.Generator().manual_seed(seed)
+        uneven = SPREAD * (2 * torch.rand(len(model.log_rate), generator=g) - 1)
+        model.log_rate = nn.Parameter(uneven - uneven.logsumexp(0) + math.log(SPIKES))
         model.image_shape = None
         model.keep(x[:100].clone())
-        return model
+        placed: Self = model.to(x)  # dtype and device
+        return placed
 
     def forward(self, x: Observation | None = None) -> Tensor:
         """The generative process."""
@@ -132,6 +142,22 @@ class PoissonCoding(Model):
         counts = torch.arange(1.0, most, dtype=torch.float64)
         rate = self.log_rate.double().exp().max().cpu()
         return 1 + int((torch.special.gammainc(counts, rate) >= TAIL).sum())
+
+
+def unlearned(
+    x: Tensor, width: int, *, noise_floor: float, seed: int
+) -> tuple[nn.Parameter, Tensor]:
+    """A dictionary (F, width) and noise sds (F,) from which to learn data x (N, F).
+
+    The noise explains all of x. Features are random, and the more there are the smaller: three have
+    a norm of one in units of the noise, as large as can be told from noise in a few steps, whereas
+    a spike of one of 512 costs .003 nats.
+    """
+    # half as much again as the floor: on it the unconstrained parameter would be infinite
+    scale = x.square().mean(0).sqrt().clamp_min(1.5 * noise_floor)
+    g = torch.Generator().manual_seed(seed)
+    random = torch.randn(len(scale), width, generator=g).to(scale)
+    return nn.Parameter((POWER / random.numel()) ** 0.5 * scale[:, None] * random), scale
 
 
 def _layer(inputs: int, outputs: int, g: torch.Generator) -> nn.Module:

@@ -1,9 +1,9 @@
-"""Circuits that infer by iteration: beliefs refined by natural-gradient steps on the free energy."""
+"""Circuits that infer by iteration: natural-gradient steps of a belief on the free energy."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -74,10 +74,11 @@ class Iterative(Guide):
         steps: T, of inference.
         training_steps: T of one training step.
         beta: gain of the leak; 1 makes the fixed mode descend the free energy itself.
-        step: first step size, in units of 1 / (1 + load), load = sum_k d_k Var_q z_k.
+        step: first step size of neuron k, in units of 1 / (max(1, leak) + load_k), where load_k is
+            sum_j |W_kj| Var_q z_j with W = Phi' N^-2 Phi.
         learn_step: step sizes are parameters.
         cautious: the load is that of the moment, so that no problem becomes unstable; otherwise it
-            is that of the prior, once and for all.
+            is that of the prior, the largest, once and for all.
         **knobs: of the subclass.
     """
 
@@ -110,29 +111,35 @@ class Iterative(Guide):
         self.independent = signal == "rates"
         _check_number("beta", beta, least=0)
         _check_number("step", step, least=1e-12)
-        self.steps, self.training_steps = _whole("steps", steps), _whole("steps", training_steps)
+        self.steps = _whole("steps", steps)
+        self.training_steps = _whole("training_steps", training_steps)
         self.beta, self.exact_self, self.caution = beta, float(self_inhibition), float(cautious)
         self.reader = Reader(self.latents, self.family, type(self).__name__)
         like = self.latents.like
         assert isinstance(like, Tensor)
-        log_step = torch.full((self.components,), step).log().to(like) - self._stiffness()
+        log_step = like.new_full((self.components,), step).log() - self._stiffness()
         self.log_step = nn.Parameter(log_step, requires_grad=learn_step)
         self.eval()  # inference takes `steps`; only a fit trains
 
     @torch.no_grad()
     def _stiffness(self) -> Tensor:
-        """log(1 + load) at the prior, where steps are not shortened as they go: a stable start."""
+        """Log of leak and load at the prior, where steps are not shortened later."""
         assert isinstance(self.latents.like, Tensor)
         coding = self.reader()
         state = tuple(o[None] for o in self.origin(coding.prior))
         prior = self.law(*state)
         wiring = synapses(coding, self.latents.like[:1], 1)
-        load = (wiring.curvature(prior.mean) * prior.variance).sum()
-        return (1 - self.caution) * load.clamp_min(0).log1p()
+        load = wiring.load(prior.variance, prior.mean).max()
+        return (1 - self.caution) * (self._leak + load).log()
+
+    @property
+    def _leak(self) -> float:
+        """What the leak adds to the stiffness, which is in units of it."""
+        return max(1.0, self.mode.leak * self.beta)
 
     # ---------------------------------------------------------------------- what subclasses say
 
-    def law(self, *state: Tensor, temperature: float = 0.0) -> Distribution:
+    def law(self, *state: Tensor, temperature: float = 0.0) -> Any:
         """The belief of potentials (B, ...): batch shape (B, ...)."""
         raise NotImplementedError
 
@@ -146,7 +153,7 @@ class Iterative(Guide):
 
     @property
     def bounds(self) -> tuple[tuple[float, float], ...]:
-        """Smallest and largest value of each potential, and of a step of it."""
+        """Smallest and largest value of each potential."""
         raise NotImplementedError
 
     def start(self, x: Tensor, origin: State) -> State:
@@ -171,38 +178,34 @@ class Iterative(Guide):
             steps: T.
             state: potentials to start from; by default those of `start`.
             temperature: of relaxed spikes; at 0 they are whole and carry no gradient.
-            truncate: gradients reach back so many steps; 0 means all.
+            truncate: after every so many steps gradients are cut; 0 means never.
         """
         assert isinstance(x, Tensor)
         coding = self.reader()
         wiring = synapses(coding, x, steps + 1)
         origin = self.origin(coding.prior)
-        past, state = origin, state or self.start(x, origin)
+        past, state, stiffness = origin, state or self.start(x, origin), x.new_ones(())
         for t in range(steps + 1):
             relaxed = self.law(*state, temperature=temperature)
             signal = self.emit_signal(relaxed)
             now = Moment(
                 state, self.law(*state), self.law(*past), relaxed, signal,
-                wiring.currents(signal), wiring,
+                wiring.currents(signal), wiring, not self.independent,
             )  # fmt: skip
             yield now
             if t < steps:
-                past = state if self.mode.rolling else origin
-                state = self.advance(now, origin)
-                if truncate and (t + 1) % truncate == 0:
-                    state = tuple(o + (s - o).detach() for s, o in zip(state, origin, strict=True))
-                    past = tuple(s.detach() for s in past) if self.mode.rolling else origin
+                if truncate and t and t % truncate == 0:
+                    now = _cut(now, origin, self.law)
+                past = now.state if self.mode.rolling else origin
+                if self.caution:
+                    stiffness = self._leak + wiring.load(now.q.variance, signal)
+                state = self.advance(now, origin, stiffness)
 
-    def advance(self, now: Moment, origin: State) -> State:
+    def advance(self, now: Moment, origin: State, stiffness: Tensor) -> State:
         """One step: each potential moves along its force, and stays within its bounds."""
-        size = self.log_step.exp()
-        if self.caution:
-            # the trace bounds the largest eigenvalue of Phi' N^-2 Phi diag(variance)
-            load = (now.synapses.curvature(now.signal) * now.q.variance).sum(-1, keepdim=True)
-            size = size / (1 + self.caution * load.clamp_min(0))
-        sizes = (h.unsqueeze(-1) for h in size.unbind(-1))
+        sizes = self.log_step.exp()
         moved = zip(now.state, self.force(now, origin), sizes, self.bounds, strict=True)
-        return tuple(limit(s + limit(h * f, *edge), *edge) for s, f, h, edge in moved)
+        return tuple(limit(s + h / stiffness * f, *edge) for s, f, h, edge in moved)
 
     def settle(self, x: Observation) -> State:
         """Potentials after the last step, each (B, K); no gradients outside of training."""
@@ -231,7 +234,8 @@ class Iterative(Guide):
         (site,) = self.latents.sites
         value = z[site.name]
         flat = value.reshape(*value.shape[: value.dim() - len(site.shape)], -1)
-        return self.law(*self.settle(x)).log_prob(flat).sum(-1)
+        log_q: Tensor = self.law(*self.settle(x)).log_prob(flat).sum(-1)
+        return log_q
 
     def draw(
         self, x: Observation, *, draws: int, chains: int, seed: int, progress: bool = False
@@ -283,6 +287,15 @@ class Iterative(Guide):
         return Draws(values, {"log_q": found["log_q"]}, circuit, float(chains * total))
 
 
+def _cut(now: Moment, origin: State, law: Callable[..., Distribution]) -> Moment:
+    """The same moment without its past: gradients end here, but that the start moves all of it."""
+    state = tuple(o + (s - o).detach() for s, o in zip(now.state, origin, strict=True))
+    signal = now.signal.detach()
+    return replace(
+        now, state=state, q=law(*state), signal=signal, currents=now.synapses.currents(signal)
+    )
+
+
 class _Limit(torch.autograd.Function):
     """Keeps its result alone, from which its slope can be told."""
 
@@ -313,9 +326,7 @@ def limit(v: Tensor, low: float, high: float) -> Tensor:
 
 def _check_number(name: str, value: float, *, least: float) -> None:
     if not least <= value < float("inf"):
-        raise BadInput(
-            name, expected=f"a number >= {least:g}", got=repr(value), fix=f"{name}=1.0."
-        )
+        raise BadInput(name, expected=f"a number >= {least:g}", got=repr(value), fix=f"{name}=1.0.")
 
 
 def _whole(name: str, value: int) -> int:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 from pyro.distributions import Normal
+from torch import Tensor
 from torch.distributions import Distribution
 
 from ..beliefs import Moment, State
@@ -21,18 +21,18 @@ PUBLISHED = 7.0  # bound of a mean in the mode "online"
 class IterativeGaussian(Iterative):
     """Neurons that hold a mean m and a log sd s, and descend the free energy by natural gradient.
 
-    q(z given x) = Normal(m, exp(s)); in units of the noise, with Phi the decoder, d = diag(Phi' Phi)
-    and the prior Normal(m0, v0),
+    q(z given x) = Normal(m, exp(s)); in units of the noise, with Phi the decoder, d the diagonal of
+    Phi' Phi and the prior Normal(m0, v0),
 
         m <- m + h v (Phi' x - Phi' Phi m - beta (m - m0) / v0),   v = exp(2 s),
         s <- s + (h / 2) (beta (1 - v / v0) - v d).
 
-    In the mode "fixed" with beta = 1 and a linear decoder m goes to the exact posterior mean, and v to
-    1 / L_kk of the posterior precision L: too confident wherever L is not diagonal. In the mode
+    In the mode "fixed" with beta = 1 and a linear decoder m goes to the exact posterior mean, and v
+    to 1 / L_kk of the posterior precision L: too confident wherever L is not diagonal. In the mode
     "online" the precision grows with every step, up to a bound.
 
-    On a model whose decoder rectifies its latents, such as zoo.RectifiedCoding, this is the published
-    rectified variant.
+    On a model whose decoder rectifies its latents, such as zoo.RectifiedCoding, this is the
+    published rectified variant.
 
     Args:
         model: Normal latents, Gaussian noise behind a decoder, such as zoo.FactorAnalysis.
@@ -42,9 +42,9 @@ class IterativeGaussian(Iterative):
         steps: T, of inference.
         training_steps: T of one training step.
         beta: gain of the leak.
-        step: h at first, in units of 1 / (1 + sum_k d_k v_k).
+        step: h of neuron k at first, in units of 1 / (1 + sum_j |Phi' Phi|_kj v_j).
         learn_step: the two h are learned.
-        cautious: v_k of the moment, so that no problem becomes unstable; else of the prior.
+        cautious: v_j of the moment, so that no problem becomes unstable; else of the prior.
 
     Raises:
         BadInput: neither `self_inhibition` nor draws: the variance could not be told.
@@ -95,7 +95,8 @@ class IterativeGaussian(Iterative):
 
     def law(self, *state: Tensor, temperature: float = 0.0) -> Distribution:
         """Independent Normals; they need no relaxation."""
-        return Normal(state[0], state[1].exp(), validate_args=False)
+        law: Distribution = Normal(state[0], state[1].exp(), validate_args=False)
+        return law
 
     def origin(self, prior: Distribution) -> State:
         """m0 and log sqrt(v0)."""
@@ -107,7 +108,7 @@ class IterativeGaussian(Iterative):
         (m, s), (m0, s0) = now.state, origin
         v, leak = (2 * s).exp(), self.mode.leak * self.beta
         if self.exact_self:
-            seen = -v * now.synapses.curvature(now.signal)
+            seen = -v * now.synapses.curvature(now.signal, s.exp())
         else:
             seen = now.currents * (now.signal - m)
         mean = v * (now.currents - leak * (m - m0) * (-2 * s0).exp())

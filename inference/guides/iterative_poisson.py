@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Poisson
 
+from ..beliefs import Moment, State
 from ..latents import ModelLike
 from ..relaxed_poisson import RelaxedPoisson
-from .iterative import Iterative, Moment, State
+from .iterative import Iterative
 
 __all__ = ["IterativePoisson", "OnlinePoisson"]
 
@@ -45,9 +46,11 @@ class IterativePoisson(Iterative):
         steps: T, of inference.
         training_steps: T of one training step.
         beta: gain of the leak.
-        step: h at first, in units of 1 / (1 + sum_k d_k r_k).
+        step: h of neuron k at first, in units of 1 / (1 + load_k), load_k = sum_j |W_kj| r_j with
+            W = Phi' Phi.
         learn_step: h is learned.
-        cautious: r_k of the moment, so that no problem becomes unstable; else of the prior.
+        cautious: r_j of the moment, so that no problem becomes unstable; else of the prior.
+        ceiling: largest u.
 
     References:
         Brain-like Variational Inference (Vafaii, Galor & Yates, 2025), the update of u, and its
@@ -56,14 +59,16 @@ class IterativePoisson(Iterative):
     Differences:
         The published update lacks -d / 2, the effect of Poisson variability on the expected error;
         its code has the learned constant in that place. Bounds: log rates have the published
-        ceiling of 10, reached by a bend of the last unit instead of a softplus, not annealed;
+        ceiling of 10, reached by a bend of the last unit instead of a softplus, not annealed; steps
+        have none but are shortened by the load, without which circuits overshoot and explode;
         decoders are not restricted to linear ones; one draw per step and not two.
     """
 
     family = Poisson
 
-    def __init__(self, model: ModelLike, **knobs: Any) -> None:
-        super().__init__(model, **knobs)
+    def __init__(self, model: ModelLike, *, ceiling: float = CEILING, **knobs: Any) -> None:
+        super().__init__(model, ceiling=ceiling, **knobs)
+        self.ceiling = ceiling
         learned = not self.exact_self
         inhibition = torch.full((self.reader.neurons,), SMALL if learned else -math.inf)
         self.log_inhibition = nn.Parameter(inhibition.to(self.log_step), requires_grad=learned)
@@ -71,7 +76,7 @@ class IterativePoisson(Iterative):
     @property
     def bounds(self) -> tuple[tuple[float, float], ...]:
         """Of u."""
-        return ((NEVER if self.mode.wide else FLOOR, CEILING),)
+        return ((NEVER if self.mode.wide else FLOOR, self.ceiling),)
 
     def law(self, *state: Tensor, temperature: float = 0.0) -> Distribution:
         """Independent Poisson counts, relaxed at temperatures above zero."""
@@ -85,9 +90,12 @@ class IterativePoisson(Iterative):
     def force(self, now: Moment, origin: State) -> State:
         """-dF/du divided by the Fisher information r."""
         (u,), (u0,) = now.state, origin
-        own = 0.5 * self.exact_self * now.synapses.curvature(now.signal) if self.exact_self else 0.0
-        inhibition = own + self.log_inhibition.exp()
-        return (now.currents - inhibition - self.mode.leak * self.beta * (u - u0),)
+        inhibition = self.log_inhibition.exp()
+        if self.exact_self:
+            inhibition = inhibition + 0.5 * now.synapses.curvature(now.signal)
+        force = now.currents - inhibition
+        pull = self.mode.leak * self.beta
+        return (force - pull * (u - u0) if pull else force,)
 
 
 class OnlinePoisson(IterativePoisson):

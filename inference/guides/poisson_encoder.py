@@ -9,6 +9,7 @@ from torch import Tensor
 from ..beliefs import State
 from ..latents import ModelLike
 from .encoder import Encoder
+from .iterative import limit
 from .iterative_poisson import IterativePoisson
 
 __all__ = ["PoissonEncoder", "SemiAmortisedPoisson"]
@@ -45,8 +46,9 @@ class SemiAmortisedPoisson(IterativePoisson):
         self.eval()
 
     def start(self, x: Tensor, origin: State) -> State:
-        """u0 + f(x)."""
-        return (origin[0] + self.encoder(x.flatten(1)),)
+        """u0 + f(x), within the bounds of u."""
+        (edge,) = self.bounds
+        return (limit(origin[0] + self.encoder(x.reshape(len(x), -1)), *edge),)
 
 
 class PoissonEncoder(SemiAmortisedPoisson):

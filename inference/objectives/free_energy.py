@@ -45,17 +45,19 @@ RECONSTRUCTIONS: Mapping[str, Callable[[Moment], Tensor]] = {
 
 
 class FreeEnergy(Objective):
-    """Mean over the steps t of F_t = E_q[-log p(x given z)] + beta KL(q_t || p_t), nats per problem.
+    """Mean over steps t of F_t = E_q[-log p(x given z)] + beta KL(q_t || p_t), nats per problem.
 
-    p_t is the prior where the guide has a fixed one, and the belief before where it rolls. Gradients
-    go back through all steps (backpropagation through time), or through the last few.
+    p_t is the prior where the guide has a fixed one, and the belief before where it rolls.
+    Gradients go back through all steps (backpropagation through time), or through the last few.
+    Step sizes that follow the load are taken as they are.
 
     Args:
         beta: weight of the divergence. With a rolling prior and T steps, beta = T weighs the whole
             path as one ELBO weighs its divergence.
         divergence: "exact", or "published" for the authors' code, where that of Poisson beliefs is
             exp(u - u_prior) times too large; published betas belong to it.
-        reconstruction: "closed_form" (linear decoders only; a draw stands in otherwise) or "sample".
+        reconstruction: "closed_form", for which with a nonlinear decoder a draw stands in, or
+            "sample".
         over: "path" for all steps, "end" for the last.
         temperature: of relaxed spikes, at first and once cooled; linear in between.
         cooled: share of the fit after which they are.
@@ -124,10 +126,10 @@ class FreeEnergy(Objective):
 class FixedPoint(Objective):
     """Learn the model where inference has come to rest, without backpropagation through it.
 
-    Where the potentials u* are at the minimum of F, dF/du is zero, so that the gradient of the model
-    at u* held fixed is that of min_u F, exactly (envelope theorem). For a linear decoder it is local:
-    dF/dPhi = -N^-2 ((x - Phi r) r' - Phi diag(r)). That is so in the mode "fixed" with beta = 1,
-    rates and self-inhibition; in others it is a rule of thumb.
+    Where the potentials u* are at the minimum of F, dF/du is zero, so that the gradient of the
+    model at u* held fixed is that of min_u F, exactly (envelope theorem). For a linear decoder it
+    is local: dF/dPhi = -N^-2 ((x - Phi r) r' - Phi diag(r)). That is so in the mode "fixed" with
+    beta = 1, rates and self-inhibition; in others it is a rule of thumb.
 
     Args:
         beta: weight of the divergence from the prior.
