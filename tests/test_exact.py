@@ -14,6 +14,7 @@ import torch
 from conftest import within
 from pyro import poutine
 from pyro.infer import Trace_ELBO
+from pyro.nn import PyroModule
 from scipy import integrate, stats
 
 import inference
@@ -667,3 +668,38 @@ def test_truncated_normal_against_scipy(dtype, loc, scale, low, high):
     if dtype == torch.float64:
         assert stats.kstest(z[:, 0], exact.cdf).pvalue > 1e-3
     assert q.log_prob(torch.tensor([low - 1.0], dtype=dtype)).item() == -math.inf
+
+
+class LinearPair(PyroModule):
+    """One latent, two pixels; its evidence is Gaussian."""
+
+    def __init__(self):
+        super().__init__()
+        self.weights = torch.nn.Parameter(torch.tensor([0.7, 1.3]))
+        self.offset = torch.nn.Parameter(torch.tensor(0.2))
+
+    def forward(self, x=None):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            loc = z[:, None] * self.weights + self.offset
+            pyro.sample("x", dist.Normal(loc, 0.5).to_event(1), obs=x)
+
+
+def test_a_model_is_learned_with_a_gridded_posterior_by_maximum_likelihood():
+    """The gradient of the ELBO is that of log p(x); with half of log q's gradient it was not."""
+    with seeded(0):
+        program, x = LinearPair(), torch.randn(30, 2) + 0.3
+    model = zoo.from_pyro(program, x, exact=zoo.Quadrature)
+    guide, objective = model.exact(), inference.ELBO(particles=100)
+    found = []
+    for k in range(20):
+        with seeded(k):
+            loss = objective(model, guide, x)["guide"]
+        found.append(torch.autograd.grad(loss, program.weights)[0])
+    w = program.weights
+    marginal = dist.MultivariateNormal(
+        program.offset.expand(2), torch.outer(w, w) + torch.eye(2) / 4
+    )
+    (truth,) = torch.autograd.grad(-marginal.log_prob(x).mean(), w)
+    found = torch.stack(found)
+    within(found.mean(0), truth, found.std(0) / 20**0.5)

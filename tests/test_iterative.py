@@ -1,4 +1,4 @@
-"""Iterative guides: identities of the free energy and of its circuits, then laws, then learning."""
+"""Iterative guides: identities of the free energy and of its circuits, laws, learning. 25 s."""
 
 from __future__ import annotations
 

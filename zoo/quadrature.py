@@ -142,8 +142,13 @@ class GridPosterior(Distribution):
         return log_density.logsumexp(0) + (stride * self.step).log().sum(-1)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Exact joint over gridded evidence: (..., B)."""
-        return self.lat.log_density(value, self.x) - self.log_evidence
+        """Exact joint over gridded evidence: (..., B).
+
+        No gradient of the model's parameters, which the evidence has none of either: half of one
+        would mislead a fit that learns the model.
+        """
+        with torch.set_grad_enabled(value.requires_grad):
+            return self.lat.log_density(value, self.x) - self.log_evidence
 
     def sample(self, sample_shape: _Shape = torch.Size()) -> Tensor:  # noqa: B008
         """Independent draws, (..., B, D)."""
