@@ -53,6 +53,8 @@ bench: install
 	$(BIN)/python benchmarks/zoo_draws.py
 	$(BIN)/python benchmarks/diagnostics_speed.py
 	$(BIN)/python benchmarks/reservoir_speed.py
+	$(BIN)/python benchmarks/vafaii_speed.py
+	$(BIN)/python benchmarks/poisson_posteriors.py --quick
 	$(BIN)/python benchmarks/reservoir_posteriors.py --models gaussian_mixture_latents --samplers denoising,mixed
 
 clean:

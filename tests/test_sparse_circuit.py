@@ -1,4 +1,4 @@
-"""Circuits of sparse coding: against scikit-learn, optimality, the published dynamics; 40 s."""
+"""Circuits of sparse coding: against scikit-learn, optimality, the published dynamics; 15 s."""
 
 from __future__ import annotations
 

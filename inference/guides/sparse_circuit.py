@@ -77,7 +77,7 @@ class Lasso:
         return bool((self.violation(y) <= tolerance + self.rounding).all())
 
 
-def lasso(reader: Reader, x: Tensor, *, visits: int, nonnegative: bool) -> Lasso:
+def _lasso_of(reader: Reader, x: Tensor, *, visits: int, nonnegative: bool) -> Lasso:
     """The problem that x (B, ...) poses, for so many visits of its currents."""
     coding = reader()
     prior = coding.prior
@@ -163,7 +163,7 @@ class SparseCircuit(Guide):
         """The problem, and potentials at the start and after each of so many steps."""
         self.reader.check(x)
         assert isinstance(x, Tensor)
-        problem = lasso(self.reader, x, visits=steps + 1, nonnegative=self.nonnegative)
+        problem = _lasso_of(self.reader, x, visits=steps + 1, nonnegative=self.nonnegative)
         state = self.start(problem.loc.new_zeros(len(x), len(problem.loc)))
         for _ in range(steps):
             yield problem, state
