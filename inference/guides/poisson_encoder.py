@@ -32,6 +32,8 @@ class SemiAmortisedPoisson(IterativePoisson):
         https://arxiv.org/abs/2410.19315
     """
 
+    first = 0  # learned through the circuit alone, the guess can end at the ceiling of rates
+
     def __init__(
         self,
         model: ModelLike,
