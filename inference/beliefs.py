@@ -62,12 +62,10 @@ class HasBeliefs(Protocol):
     Attributes:
         steps: of inference.
         training_steps: of one training step.
-        first: the first step whose belief is learned: 1, or 0 where the start is, too.
     """
 
     steps: int
     training_steps: int
-    first: int
 
     def unroll(
         self,

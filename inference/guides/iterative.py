@@ -85,7 +85,6 @@ class Iterative(Guide):
     objective = FreeEnergy
     family: ClassVar[type[Distribution]]
     components: ClassVar[int] = 1
-    first: int = 1
 
     def __init__(
         self,

@@ -38,10 +38,6 @@ DIVERGENCES: Mapping[str, Callable[[Distribution, Distribution], Tensor]] = {
     "exact": kl_divergence,
     "published": _published,
 }
-OVER: Mapping[str, Callable[[HasBeliefs], int]] = {
-    "path": lambda guide: min(guide.first, guide.training_steps),
-    "end": lambda guide: -1,
-}
 RECONSTRUCTIONS: Mapping[str, Callable[[Moment], Tensor]] = {
     "closed_form": Moment.expected_energy,
     "sample": Moment.sampled_energy,
@@ -62,7 +58,7 @@ class FreeEnergy(Objective):
             exp(u - u_prior) times too large; published betas belong to it.
         reconstruction: "closed_form", for which with a nonlinear decoder a draw stands in, or
             "sample".
-        over: "path" for all steps, and the start where it is learned, "end" for the last.
+        over: "path" for all steps, "end" for the last.
         temperature: of relaxed spikes, at first and once cooled; linear in between.
         cooled: share of the fit after which they are.
         warmup: share of the fit over which beta rises from next to nothing.
@@ -99,7 +95,7 @@ class FreeEnergy(Objective):
         )  # fmt: skip
         self.divergence = lookup(DIVERGENCES, divergence, "divergence")
         self.reconstruction = lookup(RECONSTRUCTIONS, reconstruction, "reconstruction")
-        self.counted = lookup(OVER, over, "over")
+        self.counted = lookup({"path": slice(1, None), "end": slice(-1, None)}, over, "over")
         if not beta >= 0:
             raise BadInput("beta", expected="a number >= 0", got=repr(beta), fix="beta=1.0.")
         self.beta, self.temperature, self.truncate = beta, temperature, truncate
@@ -115,7 +111,7 @@ class FreeEnergy(Objective):
         weight = self.beta * max(FAINT, min(1.0, self._share(self.warmup)))
         energies = [
             self.reconstruction(now) + weight * self.divergence(now.q, now.p).sum(-1)
-            for now in path[self.counted(guide) :]
+            for now in path[self.counted] or path
         ]
         return {"guide": torch.stack(energies).mean()}
 
