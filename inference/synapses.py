@@ -40,7 +40,7 @@ class Synapses(Protocol):
         """A bound on how far one natural-gradient step of size 1 overshoots, (B, K) or (B, 1).
 
         sum_j |W_kj| v_j, W = Phi' N^-2 Phi: dividing row k of W diag(v) by 1 plus it leaves no
-        eigenvalue above 1. Without gradient.
+        eigenvalue above 1. Differentiable: to training, step sizes are part of the dynamics.
         """
 
     def energy(self, z: Tensor, currents: Tensor) -> Tensor:
@@ -76,7 +76,6 @@ class Linear:
         """d = diag(Phi' N^-2 Phi), (K,)."""
         return self.diagonal
 
-    @torch.no_grad()
     def load(self, variance: Tensor, z: Tensor) -> Tensor:
         """sum_j |W_kj| v_j, (B, K)."""
         return variance @ self.strength
@@ -84,7 +83,7 @@ class Linear:
     @cached_property
     def strength(self) -> Tensor:
         """|W|, (K, K)."""
-        return (self.phi.T @ self.phi).detach().abs_()
+        return (self.phi.T @ self.phi).abs()
 
     def energy(self, z: Tensor, currents: Tensor) -> Tensor:
         """Quadratic in z, and W z is in the currents."""
@@ -106,7 +105,7 @@ class Lateral(Linear):
     @cached_property
     def strength(self) -> Tensor:
         """|W|, (K, K)."""
-        return self.weights.detach().abs()
+        return self.weights.abs()
 
     def currents(self, z: Tensor) -> Tensor:
         """b - W z, one product of (B, K, K)."""
@@ -153,7 +152,6 @@ class Nonlinear:
             found.append(self._energies(rows, x).reshape(len(z), len(some)))
         return torch.cat(found, 1)
 
-    @torch.no_grad()
     def load(self, variance: Tensor, z: Tensor) -> Tensor:
         """The trace of W diag(v), which bounds its eigenvalues, too, (B, 1)."""
         spread = None if self.coding.reader.site.discrete else variance.sqrt()

@@ -18,16 +18,13 @@ __all__ = ["PoissonEncoder", "SemiAmortisedPoisson"]
 class SemiAmortisedPoisson(IterativePoisson):
     """A network's guess, then iterations of the circuit.
 
-    u at the start is u0 + f(x), f a perceptron; the rest is :class:`IterativePoisson`. The guess is
-    learned by itself, unless there are training steps: through these, gradients may lead it to the
-    ceiling of rates.
+    u at the start is u0 + f(x), f a perceptron; the rest is :class:`IterativePoisson`.
 
     Args:
         model: Poisson latents, Gaussian noise behind a decoder, such as zoo.PoissonCoding.
         hidden: widths of the perceptron's hidden layers.
         seed: of its initial weights.
         steps: T, of inference.
-        training_steps: T of one training step; 0 to learn the guess by itself.
         **knobs: those of IterativePoisson.
 
     References:
@@ -42,12 +39,9 @@ class SemiAmortisedPoisson(IterativePoisson):
         hidden: tuple[int, ...] = (64, 64),
         seed: int = 0,
         steps: int = 16,
-        training_steps: int = 0,
         **knobs: Any,
     ) -> None:
-        super().__init__(
-            model, steps=steps, training_steps=training_steps, hidden=hidden, seed=seed, **knobs
-        )
+        super().__init__(model, steps=steps, hidden=hidden, seed=seed, **knobs)
         self.encoder = Encoder(self.latents, self.reader.neurons, hidden, seed)
         self.eval()
 
@@ -78,4 +72,4 @@ class PoissonEncoder(SemiAmortisedPoisson):
     def __init__(
         self, model: ModelLike, *, hidden: tuple[int, ...] = (64, 64), seed: int = 0
     ) -> None:
-        super().__init__(model, hidden=hidden, seed=seed, steps=0)
+        super().__init__(model, hidden=hidden, seed=seed, steps=0, training_steps=0)

@@ -49,7 +49,6 @@ class FreeEnergy(Objective):
 
     p_t is the prior where the guide has a fixed one, and the belief before where it rolls.
     Gradients go back through all steps (backpropagation through time), or through the last few.
-    Step sizes that follow the load are taken as they are.
 
     Args:
         beta: weight of the divergence. With a rolling prior and T steps, beta = T weighs the whole
