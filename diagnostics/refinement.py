@@ -115,8 +115,7 @@ def refinement(
             fix="Use one such as IterativePoisson(model).",
         )  # fmt: skip
     total = guide.steps if steps is None else steps
-    if not isinstance(total, int) or isinstance(total, bool) or total < 0:
-        raise BadInput("steps", expected="an integer >= 0", got=repr(steps), fix="steps=100.")
+    check_counts(least=0, steps=total)
     x = beside(guide, x)
     guide.reader.check(x)
     if not 0 <= problem < (b := guide.latents.problems(x)):

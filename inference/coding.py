@@ -82,10 +82,10 @@ class Reader:
             scales = torch.cat([likelihood.scale, zeros[1].scale])
             if (scales != scales[:1]).any():
                 self._refuse("noise that changes", "noise of the same size for every z and problem")
-            offset, weights = self._affine()
-            exact = likelihood.mean
-            error = (exact - offset - probe @ weights.T).abs().max()
-            self.linear = bool(error <= ROUNDING * (exact - offset).abs().max())
+            answers = self.run(self._spikes())[1].mean
+            exact = likelihood.mean - answers[0]
+            error = (exact - probe @ (answers[1:] - answers[0])).abs().max()
+            self.linear = bool(error <= ROUNDING * exact.abs().max())
 
     @property
     def like(self) -> Tensor:
@@ -94,14 +94,11 @@ class Reader:
 
     def __call__(self) -> Coding:
         """The model as it is now, with gradients to its parameters."""
-        prior, likelihood = self.run(self._probe()[:1])
-        row = [t[0] for t in _numbers(prior)]
-        base = self._law(row)
-        if self.linear:
-            offset, weights = self._affine()
-            return Coding(self, base, likelihood.scale[0], weights, offset)
-        offset = self.run(self._probe()[:1] * 0)[1].mean[0]
-        return Coding(self, base, likelihood.scale[0], None, offset)
+        rows = self._spikes() if self.linear else self._spikes()[:1]
+        prior, likelihood = self.run(rows)
+        base, answers = self._law([t[0] for t in _numbers(prior)]), likelihood.mean
+        weights = (answers[1:] - answers[0]).T if self.linear else None
+        return Coding(self, base, likelihood.scale[0], weights, answers[0])
 
     def run(self, z: Tensor, x: Tensor | None = None) -> tuple[Distribution, Normal]:
         """Prior and likelihood of latents (n, K): batch shapes (n, K) and (n, F)."""
@@ -145,11 +142,10 @@ class Reader:
         z = torch.arange(self.neurons, device=self.like.device).remainder(3).to(self.like.dtype)
         return torch.stack([z + 1, 2 - z if self.site.discrete else -0.5 - z])
 
-    def _affine(self) -> tuple[Tensor, Tensor]:
-        """decode(0), (F,), and the decoder's answers to single spikes less that, (F, K)."""
-        eye = torch.eye(self.neurons).to(self._probe())
-        answers = self.run(torch.cat([torch.zeros_like(eye[:1]), eye]))[1].mean
-        return answers[0], (answers[1:] - answers[0]).T
+    def _spikes(self) -> Tensor:
+        """No spike, and one of each neuron: (1 + K, K)."""
+        eye = torch.eye(self.neurons).to(self.like)
+        return torch.cat([torch.zeros_like(eye[:1]), eye])
 
     def _check_prior(self, prior: Distribution) -> None:
         if not isinstance(prior, self.family):

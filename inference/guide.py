@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -260,8 +261,16 @@ class Guide(LocalModule):
         return pieces
 
 
-def check_counts(**counts: int) -> None:
-    """Raise :class:`BadInput` unless every count is a positive integer."""
+def check_counts(*, least: int = 1, **counts: int) -> None:
+    """Raise :class:`BadInput` unless every count is an integer, and at least so large."""
     for name, value in counts.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise BadInput(name, expected="an integer >= 1", got=repr(value), fix=f"{name}=1000.")
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            wanted = f"an integer >= {least}"
+            raise BadInput(name, expected=wanted, got=repr(value), fix=f"{name}=1000.")
+
+
+def check_number(name: str, value: float, *, least: float = 0.0, usual: float = 1.0) -> None:
+    """Raise :class:`BadInput` unless a number is finite, and at least so large."""
+    if not least <= value < math.inf:
+        wanted = f"a number >= {least:g}"
+        raise BadInput(name, expected=wanted, got=repr(value), fix=f"{name}={usual:g}.")

@@ -43,6 +43,7 @@ class Objective(nn.Module):
         remedy: what to use where it has not.
         joint_only: trains on draws from the model's joint, so batches must carry latents.
         learns_model: gives a valid gradient for the model's parameters too.
+        learns_guide: gives one for the guide's; else there must be a model to learn.
         progress: share of the fit that is done, in [0, 1), for schedules; set by the loop.
     """
 
@@ -50,6 +51,7 @@ class Objective(nn.Module):
     remedy: ClassVar[str] = "Choose another objective."
     joint_only: ClassVar[bool] = False
     learns_model: ClassVar[bool] = False
+    learns_guide: ClassVar[bool] = True
     progress: float = 0.0
 
     def __init__(self, **knobs: Any) -> None:
@@ -78,7 +80,7 @@ class Objective(nn.Module):
 
         Raises:
             Incompatible: the guide lacks the protocol, the batches lack latents, or the model's
-                parameters cannot be learned.
+                parameters cannot be learned, or must be and are not.
         """
         mine, theirs = type(self).__name__, type(guide).__name__
         if not isinstance(guide, self.needs):
@@ -101,4 +103,11 @@ class Objective(nn.Module):
                 expected="data and an objective with a valid gradient for the model",
                 got="draws from the model itself" if joint else "an objective without one",
                 fix="Pass x=data and objective=ELBO().",
+            )
+        if not (learn_model or self.learns_guide):
+            raise Incompatible(
+                mine,
+                expected="a model to learn",
+                got="learn_model=False",
+                fix="Pass learn_model=True and x=data; there is nothing for the guide to learn.",
             )

@@ -133,7 +133,7 @@ def circuit(scene=SCENE, x=X, kind=IterativePoisson, **knobs):
 
 def with_step(guide, h):
     """The guide with steps of size h, whatever the load."""
-    assert not guide.caution
+    assert not guide.cautious
     with torch.no_grad():
         guide.log_step.fill_(math.log(h))
     return guide
@@ -1435,3 +1435,10 @@ def test_every_iterative_guide_is_in_the_table():
     }
     assert known <= set(GUIDES.values())
     assert all(c.objective is FreeEnergy for c in known)
+
+
+@pytest.mark.parametrize("kind", [IterativePoisson, OnlinePoisson, SemiAmortisedPoisson])
+def test_an_unknown_knob_is_refused(kind):
+    """It was kept among the knobs, without effect and without a word."""
+    with pytest.raises(TypeError, match="stepz"):
+        circuit(kind=kind, stepz=3)

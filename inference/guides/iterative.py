@@ -13,8 +13,8 @@ from torch.distributions import Distribution
 
 from ..beliefs import Moment, State
 from ..coding import Reader
-from ..errors import BadInput, lookup
-from ..guide import Draws, Guide, check_counts
+from ..errors import lookup
+from ..guide import Draws, Guide, check_counts, check_number
 from ..latents import ModelLike, Values
 from ..objectives.free_energy import FreeEnergy
 from ..observation import Observation, repeat
@@ -79,7 +79,6 @@ class Iterative(Guide):
         learn_step: step sizes are parameters.
         cautious: the load is that of the moment, so that no problem becomes unstable; otherwise it
             is that of the prior, the largest, once and for all.
-        **knobs: of the subclass.
     """
 
     objective = FreeEnergy
@@ -99,38 +98,38 @@ class Iterative(Guide):
         step: float = 1.0,
         learn_step: bool = False,
         cautious: bool = True,
-        **knobs: Any,
     ) -> None:
         super().__init__(
             model, mode=mode, signal=signal, self_inhibition=self_inhibition, steps=steps,
             training_steps=training_steps, beta=beta, step=step, learn_step=learn_step,
-            cautious=cautious, **knobs,
+            cautious=cautious,
         )  # fmt: skip
         self.mode = lookup(MODES, mode, "mode")
         self.emit_signal = lookup(SIGNALS, signal, "signal")
         self.independent = signal == "rates"
-        _check_number("beta", beta, least=0)
-        _check_number("step", step, least=1e-12)
-        self.steps = _whole("steps", steps)
-        self.training_steps = _whole("training_steps", training_steps)
-        self.beta, self.exact_self, self.caution = beta, float(self_inhibition), float(cautious)
+        check_number("beta", beta)
+        check_number("step", step, least=1e-12)
+        check_counts(least=0, steps=steps, training_steps=training_steps)
+        self.steps, self.training_steps, self.beta = steps, training_steps, beta
+        self.exact_self, self.cautious = self_inhibition, cautious
         self.reader = Reader(self.latents, self.family, type(self).__name__)
         like = self.latents.like
         assert isinstance(like, Tensor)
-        log_step = like.new_full((self.components,), step).log() - self._stiffness()
+        log_step = like.new_full((self.components,), step).log()
+        if not cautious:
+            log_step -= self._stiffness()
         self.log_step = nn.Parameter(log_step, requires_grad=learn_step)
         self.eval()  # inference takes `steps`; only a fit trains
 
     @torch.no_grad()
     def _stiffness(self) -> Tensor:
-        """Log of leak and load at the prior, where steps are not shortened later."""
+        """Log of leak and load at the prior."""
         assert isinstance(self.latents.like, Tensor)
         coding = self.reader()
         state = tuple(o[None] for o in self.origin(coding.prior))
         prior = self.law(*state)
         wiring = synapses(coding, self.latents.like[:1], 1)
-        load = wiring.load(prior.variance, prior.mean).max()
-        return (1 - self.caution) * (self._leak + load).log()
+        return (self._leak + wiring.load(prior.variance, prior.mean).max()).log()
 
     @property
     def _leak(self) -> float:
@@ -186,10 +185,11 @@ class Iterative(Guide):
         origin = self.origin(coding.prior)
         past, state, stiffness = origin, state or self.start(x, origin), x.new_ones(())
         for t in range(steps + 1):
-            relaxed = self.law(*state, temperature=temperature)
+            q = self.law(*state)
+            relaxed = self.law(*state, temperature=temperature) if temperature else q
             signal = self.emit_signal(relaxed)
             now = Moment(
-                state, self.law(*state), self.law(*past), relaxed, signal,
+                state, q, self.law(*past), relaxed, signal,
                 wiring.currents(signal), wiring, not self.independent,
             )  # fmt: skip
             yield now
@@ -197,7 +197,7 @@ class Iterative(Guide):
                 if truncate and t and t % truncate == 0:
                     now = _cut(now, origin, self.law)
                 past = now.state if self.mode.rolling else origin
-                if self.caution:
+                if self.cautious:
                     stiffness = self._leak + wiring.load(now.q.variance, signal)
                 state = self.advance(now, origin, stiffness)
 
@@ -254,7 +254,6 @@ class Iterative(Guide):
             and potentials, and one time constant per step.
         """
         check_counts(draws=draws, chains=chains)
-        self.reader.check(x)
         (site,) = self.latents.sites
         with torch.no_grad(), seeded(seed):
             if self.independent:
@@ -266,6 +265,7 @@ class Iterative(Guide):
 
     def _run(self, x: Observation, draws: int, chains: int, *, progress: bool) -> Draws:
         """Spikes of `draws` steps after the first `steps`, in `chains` runs side by side."""
+        self.reader.check(x)
         (site,) = self.latents.sites
         total = self.steps + draws
         kept: dict[str, list[Tensor]] = {"z": [], "rates": [], "log_q": []}
@@ -322,15 +322,3 @@ def limit(v: Tensor, low: float, high: float) -> Tensor:
     """v itself from low to high - 1; below it is low, above it bends and stays below high."""
     y: Tensor = _Limit.apply(v, low, high)  # type: ignore[no-untyped-call]
     return y
-
-
-def _check_number(name: str, value: float, *, least: float) -> None:
-    if not least <= value < float("inf"):
-        raise BadInput(name, expected=f"a number >= {least:g}", got=repr(value), fix=f"{name}=1.0.")
-
-
-def _whole(name: str, value: int) -> int:
-    """A number of steps, which may be zero."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise BadInput(name, expected="an integer >= 0", got=repr(value), fix=f"{name}=16.")
-    return value

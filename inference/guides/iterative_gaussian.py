@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from pyro.distributions import Normal
 from torch import Tensor
@@ -64,23 +66,10 @@ class IterativeGaussian(Iterative):
     def __init__(
         self,
         model: ModelLike,
-        *,
-        mode: str = "fixed",
-        signal: str = "rates",
-        self_inhibition: bool = True,
-        steps: int = 1000,
-        training_steps: int = 16,
-        beta: float = 1.0,
-        step: float = 1.0,
-        learn_step: bool = False,
-        cautious: bool = True,
+        **knobs: Any,
     ) -> None:
-        super().__init__(
-            model, mode=mode, signal=signal, self_inhibition=self_inhibition, steps=steps,
-            training_steps=training_steps, beta=beta, step=step, learn_step=learn_step,
-            cautious=cautious,
-        )  # fmt: skip
-        if not self_inhibition and signal == "rates":
+        super().__init__(model, **knobs)
+        if self.independent and not self.exact_self:
             raise BadInput(
                 "self_inhibition", expected="True where neurons send their means", got="False",
                 fix="Pass signal='spikes', or leave it True.",

@@ -67,8 +67,8 @@ class IterativePoisson(Iterative):
     family = Poisson
 
     def __init__(self, model: ModelLike, *, ceiling: float = CEILING, **knobs: Any) -> None:
-        super().__init__(model, ceiling=ceiling, **knobs)
-        self.ceiling = ceiling
+        super().__init__(model, **knobs)
+        self.knobs["ceiling"] = self.ceiling = ceiling
         learned = not self.exact_self
         inhibition = torch.full((self.reader.neurons,), SMALL if learned else -math.inf)
         self.log_inhibition = nn.Parameter(inhibition.to(self.log_step), requires_grad=learned)

@@ -41,7 +41,8 @@ class SemiAmortisedPoisson(IterativePoisson):
         steps: int = 16,
         **knobs: Any,
     ) -> None:
-        super().__init__(model, steps=steps, hidden=hidden, seed=seed, **knobs)
+        super().__init__(model, steps=steps, **knobs)
+        self.knobs |= {"hidden": hidden, "seed": seed}
         self.encoder = Encoder(self.latents, self.reader.neurons, hidden, seed)
         self.eval()
 

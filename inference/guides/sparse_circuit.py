@@ -12,8 +12,8 @@ from torch.distributions import Distribution, Laplace, MultivariateNormal
 
 from ..beliefs import State
 from ..coding import Reader
-from ..errors import BadInput, Incompatible
-from ..guide import Draws, Guide, check_counts
+from ..errors import Incompatible
+from ..guide import Draws, Guide, check_counts, check_number
 from ..latents import ModelLike, Values
 from ..observation import Observation
 from ..packed import PackedGuide
@@ -111,7 +111,6 @@ class SparseCircuit(Guide):
         steps: at most.
         tolerance: of the optimality conditions, in units of the prior's rate, at which all problems
             of a batch are taken for solved. What is left is `violation` in the stats of draws.
-        **knobs: of the subclass.
 
     Raises:
         Incompatible: the model is of another form.
@@ -125,14 +124,10 @@ class SparseCircuit(Guide):
         nonnegative: bool = False,
         steps: int = 5000,
         tolerance: float = 1e-6,
-        **knobs: Any,
     ) -> None:
-        super().__init__(model, nonnegative=nonnegative, steps=steps, tolerance=tolerance, **knobs)
+        super().__init__(model, nonnegative=nonnegative, steps=steps, tolerance=tolerance)
         check_counts(steps=steps)
-        if not 0 <= tolerance < float("inf"):
-            raise BadInput(
-                "tolerance", expected="a number >= 0", got=repr(tolerance), fix="tolerance=1e-6."
-            )
+        check_number("tolerance", tolerance, usual=1e-6)
         self.nonnegative, self.steps, self.tolerance = nonnegative, steps, tolerance
         self.reader = Reader(self.latents, Laplace, type(self).__name__)
         if not self.reader.linear:
@@ -299,8 +294,8 @@ class ISTA(SparseCircuit):
     """
 
     def __init__(self, model: ModelLike, *, momentum: bool = False, **knobs: Any) -> None:
-        super().__init__(model, momentum=momentum, **knobs)
-        self.momentum = momentum
+        super().__init__(model, **knobs)
+        self.knobs["momentum"] = self.momentum = momentum
 
     def start(self, rest: Tensor) -> State:
         """y, the point gradients are taken at, and the counter of momentum (B, 1)."""

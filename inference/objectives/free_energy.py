@@ -42,6 +42,7 @@ RECONSTRUCTIONS: Mapping[str, Callable[[Moment], Tensor]] = {
     "closed_form": Moment.expected_energy,
     "sample": Moment.sampled_energy,
 }
+COUNTED: Mapping[str, slice] = {"path": slice(1, None), "end": slice(-1, None)}
 
 
 class FreeEnergy(Objective):
@@ -94,7 +95,7 @@ class FreeEnergy(Objective):
         )  # fmt: skip
         self.divergence = lookup(DIVERGENCES, divergence, "divergence")
         self.reconstruction = lookup(RECONSTRUCTIONS, reconstruction, "reconstruction")
-        self.counted = lookup({"path": slice(1, None), "end": slice(-1, None)}, over, "over")
+        self.counted = lookup(COUNTED, over, "over")
         if not beta >= 0:
             raise BadInput("beta", expected="a number >= 0", got=repr(beta), fix="beta=1.0.")
         self.beta, self.temperature, self.truncate = beta, temperature, truncate
@@ -140,20 +141,12 @@ class FixedPoint(Objective):
 
     needs = HasBeliefs
     learns_model = True
+    learns_guide = False
     remedy = "FixedPoint needs a guide that iterates to a fixed point, such as IterativePoisson."
 
     def __init__(self, *, beta: float = 1.0) -> None:
         super().__init__(beta=beta)
         self.beta = beta
-
-    def check(self, guide: Guide, *, joint: bool, learn_model: bool) -> None:
-        """Refuse what cannot work; see :meth:`Objective.check`."""
-        super().check(guide, joint=joint, learn_model=learn_model)
-        if not learn_model:
-            raise Incompatible(
-                "FixedPoint", expected="a model to learn", got="learn_model=False",
-                fix="Pass learn_model=True and x=data; FreeEnergy() trains the guide.",
-            )  # fmt: skip
 
     def forward(
         self, model: ModelLike, guide: Guide, x: Observation, z: Values | None = None

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from ..errors import Incompatible
 from ..objective import Objective
 
 if TYPE_CHECKING:
@@ -42,16 +41,8 @@ class MAPEnergy(Objective):
 
     needs = HasPosteriorMode
     learns_model = True
+    learns_guide = False
     remedy = "MAPEnergy needs a guide that finds the posterior's mode, such as LCA or ISTA."
-
-    def check(self, guide: Guide, *, joint: bool, learn_model: bool) -> None:
-        """Refuse what cannot work; see :meth:`Objective.check`."""
-        super().check(guide, joint=joint, learn_model=learn_model)
-        if not learn_model:
-            raise Incompatible(
-                "MAPEnergy", expected="a model to learn", got="learn_model=False",
-                fix="Pass learn_model=True and x=data; the guide has nothing to learn.",
-            )  # fmt: skip
 
     def forward(
         self, model: ModelLike, guide: Guide, x: Observation, z: Values | None = None
