@@ -28,9 +28,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from poisson_speed import kept
 from scipy import stats
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import softplus
 
 import zoo
@@ -150,19 +150,6 @@ def medians(runs: dict[str, Callable[[], object]], rounds: int) -> tuple[dict[st
                 times[name].append(time.thread_time() - began)
     ratio = statistics.median(a / b for a, b in zip(times["plain"], times["ours"], strict=True))
     return {name: statistics.median(t) for name, t in times.items()}, ratio
-
-
-def kept(loss: Callable[[], Tensor]) -> float:
-    """MB that autograd keeps for the backward pass."""
-    seen: dict[int, int] = {}
-
-    def pack(t: Tensor) -> Tensor:
-        seen[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
-        return t
-
-    with saved_tensors_hooks(pack, lambda t: t):
-        loss()
-    return sum(seen.values()) / 1e6
 
 
 def _peak(name: str, mean: float, pipe: multiprocessing.connection.Connection) -> None:

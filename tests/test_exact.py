@@ -670,6 +670,18 @@ def test_truncated_normal_against_scipy(dtype, loc, scale, low, high):
     assert q.log_prob(torch.tensor([low - 1.0], dtype=dtype)).item() == -math.inf
 
 
+def test_stored_counts_come_back_as_whole_numbers(tmp_path):
+    """With 16 bits and a scale for each draw they did not, and the model refused them."""
+    model = zoo.PoissonCoding(6, bound=12)  # Gibbs sampling
+    x, path = model.observations()[:2], tmp_path / "counts.nc"
+    fixed = inference.IterativePoisson(model, steps=50)
+    zoo.StoredDraws.write(path, fixed, x, draws=400, chains=2, seed=0, command="-")
+    z = zoo.StoredDraws(model, path).draw(x, draws=300, chains=2, seed=0).values
+    assert z["z"].max() > 1
+    assert torch.equal(z["z"], z["z"].round())
+    assert torch.isfinite(inference.Latents(model).log_joint(z, x)).all()
+
+
 class LinearPair(PyroModule):
     """One latent, two pixels; its evidence is Gaussian."""
 

@@ -92,8 +92,7 @@ class FactorAnalysis(Model):
         # half as much again as the floor: on it the unconstrained parameter would be infinite
         sd = x.std(0).clamp_min(1.5 * knobs.get("noise_floor", NOISE_FLOOR))
         model.noise = sd.pow(2).mean().sqrt() if model.noise.dim() == 0 else sd
-        model.keep(x[:100].clone())
-        return model
+        return model.belonging_to(x)
 
     def forward(self, x: Observation | None = None) -> Tensor:
         """The generative process."""

@@ -68,6 +68,13 @@ class Model(LocalModule):
         for k, t in enumerate(parts(x)):
             self.register_buffer(f"x_{k}", t, persistent=False)
 
+    def belonging_to(self, x: Tensor) -> Self:
+        """This model with rows of data x (N, F) as its own observations, in x's dtype and place."""
+        self.image_shape = None
+        self.keep(x[:100].clone())
+        placed: Self = self.to(x)
+        return placed
+
     def keep_draws(
         self, like: Observation, n: int = 100, *, before: Tensor | None = None, seed: int
     ) -> None:

@@ -110,10 +110,7 @@ class PoissonCoding(Model):
         g = torch.Generator().manual_seed(seed)
         uneven = SPREAD * (2 * torch.rand(len(model.log_rate), generator=g) - 1)
         model.log_rate = nn.Parameter(uneven - uneven.logsumexp(0) + math.log(SPIKES))
-        model.image_shape = None
-        model.keep(x[:100].clone())
-        placed: Self = model.to(x)  # dtype and device
-        return placed
+        return model.belonging_to(x)
 
     def forward(self, x: Observation | None = None) -> Tensor:
         """The generative process."""

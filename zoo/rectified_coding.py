@@ -96,10 +96,7 @@ class RectifiedCoding(Model):
             noise_floor=knobs["noise_floor"],
             seed=knobs.get("seed", 0),
         )
-        model.image_shape = None
-        model.keep(x[:100].clone())
-        placed: Self = model.to(x)  # dtype and device
-        return placed
+        return model.belonging_to(x)
 
     def forward(self, x: Observation | None = None) -> Tensor:
         """The generative process."""

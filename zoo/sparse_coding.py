@@ -100,10 +100,7 @@ class SparseCoding(Model):
         g = torch.Generator().manual_seed(knobs.get("seed", 0))
         random = torch.randn(features, latents, generator=g)
         model.dictionary = nn.Parameter(normalize(random, dim=0))
-        model.image_shape = None
-        model.keep(x[:100].clone())
-        placed: Self = model.to(x)  # dtype and device
-        return placed
+        return model.belonging_to(x)
 
     @property
     def features(self) -> Tensor:

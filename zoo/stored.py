@@ -194,13 +194,19 @@ class StoredDraws(Guide):
 
 
 def _small(tree: Any) -> dict[str, Any]:
-    """Compression, and 16 bits for each draw where they resolve 1/500 of every posterior sd."""
+    """Compression, and 16 bits for each draw where they resolve 1/500 of every posterior sd.
+
+    Whole numbers, which counts are, come back as whole numbers.
+    """
     found = {}
     for name, variable in tree["posterior"].dataset.data_vars.items():
         packing: dict[str, Any] = {"zlib": True, "shuffle": True, "complevel": 9}
         step = float(np.abs(variable.values).max()) / 32767
-        if variable.dtype.kind == "f" and step < float(variable.std(("chain", "draw")).min()) / 500:
-            packing |= {"dtype": "int16", "scale_factor": step, "_FillValue": -32768}
+        whole = step <= 1 and bool((variable == variable.round()).all())
+        fine = step < float(variable.std(("chain", "draw")).min()) / 500
+        if variable.dtype.kind == "f" and (whole or fine):
+            scale = 1.0 if whole else step
+            packing |= {"dtype": "int16", "scale_factor": scale, "_FillValue": -32768}
         found[name] = packing
     return {"/posterior": found}
 
