@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from .beliefs import HasBeliefs
+from .costs import MECHANISMS, Cost, Entropic, PowerLaw, Sum, calibrated_scale, mixture
 from .errors import (
     BadCheckpoint,
     BadInput,
@@ -45,12 +46,13 @@ from .guides.reservoir import EnergyReservoir, ReservoirSampler
 from .guides.sampler_only import SamplerOnlyCurrent, SamplerOnlyRate
 from .guides.sparse_circuit import ISTA, LCA, SparseLaplace
 from .implicit import Implicit
-from .latents import Latents, ModelLike, Site, Values
+from .latents import Energies, Latents, ModelLike, Site, Values
 from .objective import Objective, Player
 from .objectives.elbo import ELBO
 from .objectives.forward_kl import ForwardKL
 from .objectives.free_energy import FixedPoint, FreeEnergy
 from .objectives.map_energy import HasPosteriorMode, MAPEnergy
+from .objectives.reliability import ReliabilityCost
 from .objectives.score_matching import (
     DenoisingScoreMatching,
     ExactScore,
@@ -67,16 +69,20 @@ __all__ = [
     "GUIDES",
     "ISTA",
     "LCA",
+    "MECHANISMS",
     "NUTS",
     "OBJECTIVES",
     "AutoMultivariateNormal",
     "AutoNormal",
     "BadCheckpoint",
     "BadInput",
+    "Cost",
     "DenoisingScoreMatching",
     "Diverged",
     "Draws",
+    "Energies",
     "EnergyReservoir",
+    "Entropic",
     "ExactScore",
     "Fit",
     "FixedPoint",
@@ -116,7 +122,9 @@ __all__ = [
     "PackedGuide",
     "Player",
     "PoissonEncoder",
+    "PowerLaw",
     "RandomReservoir",
+    "ReliabilityCost",
     "ReservoirSampler",
     "SamplerOnlyCurrent",
     "SamplerOnlyRate",
@@ -124,10 +132,13 @@ __all__ = [
     "SemiAmortisedPoisson",
     "Site",
     "SparseLaplace",
+    "Sum",
     "Values",
+    "calibrated_scale",
     "exact",
     "fit",
     "lookup",
+    "mixture",
 ]
 
 
@@ -170,4 +181,5 @@ OBJECTIVES: Mapping[str, type[Objective]] = {
     "free_energy": FreeEnergy,
     "fixed_point": FixedPoint,
     "map_energy": MAPEnergy,
+    "reliability_cost": ReliabilityCost,
 }

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .errors import BadInput
 from .implicit import Implicit
-from .latents import MAX_ROWS, Latents, ModelLike, Site, Values
+from .latents import MAX_ROWS, Energies, Latents, ModelLike, Site, Values
 from .module import LocalModule
 from .objective import Objective
 from .observation import Observation, parts, repeat
@@ -95,10 +95,15 @@ class HasClosedForm(Protocol):
 
 @runtime_checkable
 class HasNoise(Protocol):
-    """Noise scale per unit or synapse: for the reliability cost."""
+    """Gaussian noise of known size per unit or synapse: for the reliability cost."""
 
     def noise(self, x: Observation) -> Tensor:
-        """Standard deviations, (B, units)."""
+        """Standard deviations of independent noise, (B, units)."""
+
+    def energies(
+        self, x: Observation, *, particles: int = 1, share: float = 1.0, at_mean: bool = False
+    ) -> Energies:
+        """What the noisy circuit achieves and pays; see :class:`inference.noise.GaussianNoise`."""
 
 
 @runtime_checkable
@@ -148,11 +153,13 @@ class Guide(LocalModule):
     Attributes:
         objective: the objective it was published with, used where none is named.
         amortised: it answers for any x; otherwise only for the x it was fitted to.
+        takes_rows: answers for its data set, which is one problem, from some of the rows of it.
         independent: its draws are independent, so chains say nothing about convergence.
     """
 
     objective: ClassVar[type[Objective] | None] = None
     amortised: ClassVar[bool] = True
+    takes_rows: ClassVar[bool] = False
     independent: bool = True
 
     def __init__(self, model: ModelLike, **knobs: Any) -> None:

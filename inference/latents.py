@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import pyro
 import torch
@@ -17,7 +17,7 @@ from .observation import Observation, check_observation, parts, repeat, size, ta
 from .seeds import seeded
 from .sites import Site, same_transform, site_of
 
-__all__ = ["Latents", "ModelLike", "Site", "Values", "isolated"]
+__all__ = ["Energies", "Latents", "ModelLike", "Site", "Values", "isolated"]
 
 Values = dict[str, Tensor]
 PROTOTYPES = 4  # short traces beside the first: a fair coin hides a branch with probability 1/16
@@ -35,6 +35,20 @@ class ModelLike(Protocol):
         """Example observations, (B, ...)."""
 
 
+class Energies(NamedTuple):
+    """What a noisy circuit achieves and pays, for each of B problems.
+
+    Attributes:
+        performance: E_q[-log p(x given u)], (B,), in nats.
+        magnitude: E_q[-log p(u)], (B,), of packed latents u; the activity cost of neurons.
+        log_sd: log sds of independent noise, (B, units).
+    """
+
+    performance: Tensor
+    magnitude: Tensor
+    log_sd: Tensor
+
+
 class Latents:
     """Names, shapes, supports and plates of a model's latents, and their packed vector.
 
@@ -45,6 +59,11 @@ class Latents:
     Args:
         model: a Pyro program called as model(x).
         x: example observations; by default the model's own.
+
+    Attributes:
+        plated: each row of x is a problem.
+        separable: x is one problem whose rows are in a plate, so that some of them will do for a
+            step of training.
 
     Raises:
         Incompatible: no latent, not exactly one observed site, some latents inside "data" and some
@@ -59,6 +78,8 @@ class Latents:
             self.observed, self.slot, self.factors = _observed(first, self.like)
             nodes = _latent_nodes(first)
             self.plated = _inside_data(nodes)
+            frames = first.nodes[self.observed]["cond_indep_stack"]
+            self.separable = not self.plated and size(self.like) in [f.size for f in frames]
             small = take(self.like, slice(0, 1)) if self.plated else self.like
             one = _latent_nodes(_prototype(model, small, 1))
             self.sites = tuple(site_of(n, node, plated=self.plated) for n, node in one.items())
@@ -139,12 +160,25 @@ class Latents:
 
         Draws are handled as more problems, so the model need not broadcast.
         """
+        return self._terms(z, x).sum(-1)
+
+    def log_terms(self, u: Tensor, x: Observation) -> tuple[Tensor, Tensor]:
+        """log p(u), Jacobian included, and log p(x given u) of packed latents (..., B, D).
+
+        Both are (..., B), in nats. Factors count as likelihood.
+        """
+        z, jacobians = self.unpack(u)
+        prior, likelihood = self._terms(z, x).unbind(-1)
+        return prior + torch.stack(list(jacobians.values())).sum(0), likelihood
+
+    def _terms(self, z: Mapping[str, Tensor], x: Observation) -> Tensor:
+        """Prior and likelihood, (..., B, 2)."""
         s = self.sites[0]
         lead = z[s.name].shape[: z[s.name].dim() - len(s.shape)]
         rows = lead.numel()
         flat = {site.name: z[site.name].reshape(rows, *site.shape) for site in self.sites}
         if not self.plated:
-            return self._score_each(flat, x).reshape(lead)
+            return self._score_each(flat, x).reshape(*lead, 2)
         b = size(x)
         most = min(MAX_ROWS, MAX_CELLS * b // sum(t.numel() for t in parts(x)))
         step = max(1, most // b) * b
@@ -153,7 +187,7 @@ class Latents:
             for i in range(0, rows, step)
             if (k := min(step, rows - i))
         ]
-        return torch.cat(scores).reshape(lead)
+        return torch.cat(scores).reshape(*lead, 2)
 
     def log_density(self, u: Tensor, x: Observation) -> Tensor:
         """log p(x, u) of packed latents (..., B, D), Jacobian included: shape (..., B), in nats."""
@@ -229,17 +263,22 @@ class Latents:
         if set(extra) != {self.observed, *self.factors}:
             raise _unstable(f"sites {sorted(z)} at first, {sorted({*z, *extra})} later")
         trace.compute_log_prob()
-        terms = [trace.nodes[n]["log_prob"] for n in (*z, *extra)]
-        if not self.plated:
-            return torch.stack([t.sum() for t in terms]).sum()[None]
-        return torch.stack([_sum_right(t, 1) for t in terms]).sum(0)
+        keep = int(self.plated)
+        sums = [
+            torch.stack([_sum_right(trace.nodes[n]["log_prob"], keep) for n in names]).sum(0)
+            for names in (z, extra)
+        ]
+        terms = torch.stack(sums, -1)
+        return terms if self.plated else terms[None]
 
     def _score_each(self, z: Values, x: Observation) -> Tensor:
-        """log p(x, z) of draws (S, *shape), each a call of a model without the plate "data".
+        """Terms (S, 2) of draws (S, *shape), each a call of a model without the plate "data".
 
         All at once where torch can vectorise the program, for which argument checks must rest; one
         by one where it cannot.
         """
+        if len(next(iter(z.values()))) == 1:
+            return self._score({n: v[0] for n, v in z.items()}, x)
         chunk = max(1, MAX_ROWS // size(x))
         try:
             with pyro.validation_enabled(False):

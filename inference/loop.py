@@ -88,6 +88,10 @@ class Batches:
         batch_size: problems per batch.
         seed: of the shuffles; draws from the joint use torch's generator.
         z: the latents that made x, where the data are simulations.
+        rows: some rows will do of a data set that is one problem.
+
+    Attributes:
+        share: of such a data set that a batch has, else 1.
     """
 
     def __init__(
@@ -97,14 +101,18 @@ class Batches:
         batch_size: int,
         seed: int,
         z: Values | None = None,
+        *,
+        rows: bool = False,
     ) -> None:
         self.latents, self.x, self.z, self.seed = guide.latents, x, z, seed
         self.like = x if x is not None else self.latents.like
-        rows = size(self.like)
-        self.whole = not (self.latents.plated and guide.amortised)
-        self.size = min(batch_size, rows) if x is not None else batch_size
-        self.per_epoch = max(1, rows // self.size)
-        self.epoch, self.order = -1, torch.arange(rows)
+        total = size(self.like)
+        self.size = min(batch_size, total) if x is not None else batch_size
+        parts = rows and self.latents.separable and self.size < total and x is not None
+        self.whole = not (parts or (self.latents.plated and guide.amortised))
+        self.share = self.size / total if parts else 1.0
+        self.per_epoch = max(1, total // self.size)
+        self.epoch, self.order = -1, torch.arange(total)
 
     def __call__(self, k: int) -> tuple[Observation, Values | None]:
         """The observation and, from the joint, the latents that made it."""
@@ -146,7 +154,9 @@ class Loop:
     ) -> None:
         self.fit, self.save, self.trainers = fit, save, trainers
         self.objective = objective.to(next(iter(trainers)).parameters[0].device)
-        self.batches = Batches(fit.guide, x, fit.settings["batch_size"], fit.seed, z)
+        size, rows = fit.settings["batch_size"], objective.subsamples and fit.guide.takes_rows
+        self.batches = Batches(fit.guide, x, size, fit.seed, z, rows=rows)
+        objective.share = self.batches.share
         self.updates = sum(t.steps for t in trainers)
         self.steps: int = fit.settings["steps"]
         self.losses = {t.name: torch.full((self.steps,), math.nan) for t in trainers}

@@ -44,7 +44,9 @@ class Objective(nn.Module):
         joint_only: trains on draws from the model's joint, so batches must carry latents.
         learns_model: gives a valid gradient for the model's parameters too.
         learns_guide: gives one for the guide's; else there must be a model to learn.
+        subsamples: can be trained on some of the rows of one data set, of which `share` tells.
         progress: share of the fit that is done, in [0, 1), for schedules; set by the loop.
+        share: of the rows of one data set that a batch has; set by the loop.
     """
 
     needs: ClassVar[type]
@@ -52,7 +54,9 @@ class Objective(nn.Module):
     joint_only: ClassVar[bool] = False
     learns_model: ClassVar[bool] = False
     learns_guide: ClassVar[bool] = True
+    subsamples: ClassVar[bool] = False
     progress: float = 0.0
+    share: float = 1.0
 
     def __init__(self, **knobs: Any) -> None:
         super().__init__()

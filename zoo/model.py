@@ -126,8 +126,10 @@ class Model(LocalModule):
         raise NotImplementedError
 
     def source(self) -> str:
-        """Source text of the generative process."""
-        return inspect.getsource(type(self))
+        """Source text of the generative process; `for_data` is no part of it."""
+        members = vars(type(self)).values()
+        methods = [m.fget if isinstance(m, property) else m for m in members]
+        return "".join(inspect.getsource(m) for m in methods if inspect.isfunction(m))
 
     def simulate(self, n: int, *, seed: int) -> tuple[Values, Observation]:
         """Latents and observations of n problems from the joint.

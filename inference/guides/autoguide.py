@@ -13,15 +13,15 @@ from torch.distributions import Distribution, Independent, MultivariateNormal, N
 
 from ..errors import BadInput
 from ..latents import ModelLike
+from ..noise import CorrelatedNoise, GaussianNoise, PrivateNoise
 from ..objectives.elbo import ELBO
 from ..observation import Observation, parts, repeat, size, take
-from ..packed import PackedGuide
 from ..seeds import seeded
 
 __all__ = ["AutoMultivariateNormal", "AutoNormal"]
 
 
-class _Bound(PackedGuide):
+class _Bound(GaussianNoise):
     """A guide with parameters for the problems of one observation, made by `bind`.
 
     Raises:
@@ -81,7 +81,7 @@ class _Bound(PackedGuide):
         return guide
 
 
-class AutoNormal(_Bound):
+class AutoNormal(_Bound, PrivateNoise):
     """Pyro's `AutoNormal`: an independent Normal per latent, fitted to each problem on its own.
 
     Args:
@@ -102,7 +102,7 @@ class AutoNormal(_Bound):
         return Independent(Normal(loc, scale, validate_args=False), 1)
 
 
-class AutoMultivariateNormal(_Bound):
+class AutoMultivariateNormal(_Bound, CorrelatedNoise):
     """Pyro's `AutoMultivariateNormal`, one for each problem: Gaussians with all correlations.
 
     Args:

@@ -11,9 +11,9 @@ from torch.distributions import Distribution, Independent, MultivariateNormal, N
 from torch.nn.functional import softplus
 
 from ..latents import Latents, ModelLike
+from ..noise import CorrelatedNoise, PrivateNoise
 from ..objectives.elbo import ELBO
 from ..observation import Observation, flatten
-from ..packed import PackedGuide
 from ..seeds import seeded
 
 __all__ = ["Encoder", "FullCovarianceEncoder", "MeanFieldEncoder"]
@@ -92,7 +92,7 @@ def centre_and_scale(t: Tensor) -> tuple[Tensor, Tensor]:
     return mid, torch.where(scale > 0, scale, torch.ones_like(scale))
 
 
-class MeanFieldEncoder(PackedGuide):
+class MeanFieldEncoder(PrivateNoise):
     """The classic recognition network: independent Gaussians, read off x.
 
     u_i ~ Normal(m_i(x), s_i(x)), independent over i in 1..D.
@@ -126,7 +126,7 @@ class MeanFieldEncoder(PackedGuide):
         return Independent(Normal(e.u_loc + e.u_scale * loc, scale, validate_args=False), 1)
 
 
-class FullCovarianceEncoder(PackedGuide):
+class FullCovarianceEncoder(CorrelatedNoise):
     """A recognition network with every posterior correlation.
 
     u ~ Normal(m(x), L(x) L(x)'), L lower triangular with a positive diagonal.
