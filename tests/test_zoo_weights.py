@@ -9,7 +9,8 @@ import pytest
 import torch
 from conftest import within
 from scipy import stats
-from scipy.special import logsumexp
+from scipy.special import expit, logsumexp
+from test_data import REAL
 from threadpoolctl import threadpool_limits
 
 import zoo
@@ -19,6 +20,7 @@ from inference.observation import take
 from inference.seeds import seeded
 from zoo.bayesian_mlp import BayesianMLP
 from zoo.bayesian_regression import BayesianRegression, designs
+from zoo.data import Data, digits, mnist
 from zoo.eight_schools import EFFECTS, ERRORS, EightSchools
 from zoo.linear_gaussian import LinearGaussian
 from zoo.logistic_regression import LogisticRegression
@@ -34,10 +36,11 @@ def one_thread():
 # inputs
 
 
-def test_designs_have_scales_and_correlations_of_their_own():
-    x = designs(50, 400, 4, seed=3).double().flatten(0, 1)
+@pytest.mark.parametrize("knobs", [{}, {"correlation": 0.6}, {"correlation": 0.0}])
+def test_designs_have_scales_and_correlations_of_their_own(knobs):
+    x = designs(50, 400, 4, seed=3, **knobs).double().flatten(0, 1)
     scale = 10 ** np.array([-0.7, -0.7 / 3, 0.7 / 3, 0.7])
-    loading = np.array([0.9, 0.7, 0.5, 0.3])
+    loading = np.array([0.9, 0.7, 0.5, 0.3]) * knobs.get("correlation", 0.9) / 0.9
     correlation = np.outer(loading, loading)
     np.fill_diagonal(correlation, 1.0)
     covariance = correlation * np.outer(scale, scale)
@@ -47,6 +50,27 @@ def test_designs_have_scales_and_correlations_of_their_own():
     within(x.mean(0), 0.0, scale / math.sqrt(len(x)))
     one, two = designs(2, 5, 4, seed=3)
     assert not torch.equal(one, two)
+
+
+@pytest.mark.parametrize("cls", [BayesianRegression, LogisticRegression])
+@pytest.mark.parametrize("correlation", [-0.1, 1.01, math.nan])
+def test_designs_refuse(cls, correlation):
+    with pytest.raises(BadInput, match="correlation: expected a number from 0 to 1"):
+        cls(5, 2, problems=1, correlation=correlation)
+
+
+@pytest.mark.parametrize("cls", [BayesianRegression, LogisticRegression])
+def test_own_inputs_and_own_data(cls):
+    model = cls(8, 3, problems=2)
+    inputs, targets = designs(4, 7, 5, seed=1) + 0.2, torch.ones(4, 7)
+    model.keep_draws((inputs, targets), 4, seed=0)
+    drawn = model.observations()
+    assert torch.equal(drawn[0], inputs)
+    assert not torch.equal(drawn[1], targets)
+    model.keep((inputs, targets))
+    assert all(map(torch.equal, model.observations(), (inputs, targets)))
+    z = model.exact().draw(model.observations(), draws=3, chains=1, seed=0).values["w"]
+    assert z.shape == (1, 3, 4, 5)
 
 
 # linear regression
@@ -98,6 +122,27 @@ def test_linear_precision_is_the_curvature_plus_the_prior(linear):
     curvature = linear.x_0.square().sum(1) / linear.scale.square()
     found = precision.diagonal(dim1=-2, dim2=-1)
     torch.testing.assert_close(found, curvature + linear.alpha, rtol=1e-12, atol=0)
+
+
+def test_linear_independent_inputs_and_a_silent_one():
+    """Twenty inputs: no weight is known better with the others known, and a silent one not at all.
+
+    Among n = 1,000 trials the correlations are of order n^-1/2, so that 1 / L_ii falls short of the
+    variance by 19 / n of it; five standard errors of that chi-squared are 31 / n.
+    """
+    model = BayesianRegression(1000, 20, problems=2, correlation=0.0, alpha=0.3).double()
+    inputs, targets = model.observations()
+    inputs[..., 3] = 0.0
+    model.keep_draws((inputs, targets), 2, seed=1)
+    precision = model.exact().precision()
+    alone = 1 / precision.diagonal(dim1=-2, dim2=-1)
+    marginal = torch.linalg.inv(precision).diagonal(dim1=-2, dim2=-1)
+    assert (alone / marginal > 1 - (19 + 31) / 1000).all()
+    silent = torch.full((2,), 1 / 0.3, dtype=torch.float64)
+    torch.testing.assert_close(alone[:, 3], silent, rtol=1e-6, atol=0)
+    torch.testing.assert_close(marginal[:, 3], silent, rtol=1e-6, atol=0)
+    z = model.exact().draw(model.observations(), draws=2000, chains=1, seed=0).values["w"][0]
+    within(z[..., 3].var(0), silent, silent * math.sqrt(2 / 2000))
 
 
 def test_linear_factorised_guides_are_too_narrow(linear):
@@ -211,7 +256,42 @@ def test_logistic_posterior_by_number_of_weights(inputs, kind):
     assert exact.log_evidence(x).isfinite().all()
 
 
+def stein(inputs, labels, w, alpha):
+    """Means and standard errors over draws w (S, p) of g_i and of w_i g_i, g the score in numpy."""
+    g = (labels - expit(w @ inputs.T)) @ inputs - alpha * w
+    both = np.concatenate([g, w * g], 1)
+    return both.mean(0), both.std(0) / math.sqrt(len(w))
+
+
+def test_logistic_posterior_of_twenty_weights_and_a_thousand_trials():
+    """Under the posterior E g = 0 and E w_i g_i = -1, whatever the sampler. Takes 5 s."""
+    model = LogisticRegression(1000, 20, problems=1, correlation=0.0).double()
+    x, exact = model.observations(), model.exact()
+    assert exact.error(x)["left"] < 1e-3  # obtained 2e-4
+    w = exact.draw(x, draws=1000, chains=1, seed=0).values["w"][0, :, 0].numpy()
+    inputs, labels = (t[0].numpy() for t in x)
+    want = np.repeat([0.0, -1.0], 20)
+    mean, se = stein(inputs, labels, w, 1.0)
+    within(mean, want, se)
+    centre, sd = w.mean(0), w.std(0)
+    for planted in (w + sd / 4, centre + 1.3 * (w - centre)):
+        mean, se = stein(inputs, labels, planted, 1.0)
+        with pytest.raises(AssertionError, match="standard errors"):
+            within(mean, want, se)
+
+
 # neural network
+
+
+LABELS = torch.tensor([3, 0, 9, 9, 1, 4, 2])
+PUBLISHED = 89_610  # weights and biases of 784-100-100-10
+
+
+def pictures(pixels=784, labels=LABELS):
+    """Seven pictures of noise."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.rand(7, pixels, generator=g)
+    return Data("noise", x, x[:2], (1, pixels), train_labels=labels)
 
 
 @pytest.fixture(scope="module")
@@ -231,27 +311,129 @@ def test_network_is_one_problem(network):
     assert set(labels.tolist()) <= set(range(10))
 
 
-def test_network_log_joint_of_several_draws(network):
+def test_network_as_published():
+    model = BayesianMLP(hidden=(100, 100), data=pictures())
+    lat = Latents(model)
+    shapes = [(784, 100), (100,), (100, 100), (100,), (100, 10), (10,)]
+    assert [tuple(s.shape) for s in lat.sites] == shapes
+    assert (lat.names, lat.size) == (("w1", "b1", "w2", "b2", "w3", "b3"), PUBLISHED)
+    assert model.dims["w2"] == ("hidden1", "hidden2")  # an axis has one name only
+    assert model.predict(model.simulate(1, seed=0)[0]).shape == (1, 7, 10)
+
+
+@pytest.mark.skipif(not (REAL / "mnist").is_dir(), reason="no MNIST files beside the project")
+def test_network_reads_mnist(monkeypatch):
+    monkeypatch.setenv("NEUROGUIDE_DATA", str(REAL))
+    data = mnist()
+    model = BayesianMLP(500, hidden=(100, 100), data=data)
+    assert Latents(model).size == PUBLISHED
+    images, labels = model.observations()
+    assert torch.equal(images, data.train[:500])
+    assert torch.equal(labels.long(), data.train_labels[:500])
+
+
+def test_network_takes_all_rows_of_data_and_copies_them():
+    data = digits()
+    model = BayesianMLP(hidden=2, data=data)
+    images, labels = model.observations()
+    assert (images.shape, labels.shape) == ((1438, 64), (1438,))
+    assert all(
+        map(torch.equal, BayesianMLP(40, hidden=2).observations(), (images[:40], labels[:40]))
+    )
+    images.zero_()
+    assert data.train.any()
+    few = BayesianMLP(2, data=pictures(5, LABELS.clamp_max(2)), hidden=3)
+    shapes = {"w1": (5, 3), "b1": (3,), "w2": (3, 3), "b2": (3,)}
+    assert {s.name: tuple(s.shape) for s in Latents(few).sites} == shapes
+
+
+NETWORKS = {
+    "normal": ({"hidden": 4}, {"w1": stats.norm(0, 3 / 8), "w2": stats.norm(0, 3 / 2)}),
+    "no hidden layer": ({"hidden": (), "gain": 2.0}, {"w1": stats.norm(0, 1 / 4)}),
+    "deep": (
+        {"hidden": (9, 4), "gain": 1.5},
+        {"w1": stats.norm(0, 1.5 / 8), "w2": stats.norm(0, 0.5), "w3": stats.norm(0, 0.75)},
+    ),
+    "laplace": (
+        {"hidden": [5, 4], "prior": "laplace", "rate": 2.5},
+        dict.fromkeys(["w1", "w2", "w3"], stats.laplace(0, 0.4)),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_network_log_joint_of_several_draws(kind):
     """Against numpy, draw by draw."""
+    knobs, laws = NETWORKS[kind]
+    network = BayesianMLP(30, **knobs).double()
     lat, x = Latents(network), network.observations()
     z = network.simulate(6, seed=1)[0]
     shaped = {n: v.reshape(2, 3, 1, *v.shape[1:]) for n, v in z.items()}
-    found = lat.log_joint(shaped, x)
-    assert found.shape == (2, 3, 1)
-    images, labels = (t.numpy() for t in x)
-    spread = {"w1": 3 / 8, "b1": 1.0, "w2": 3 / 2, "b2": 1.0}
-    for k in range(6):
-        one = {n: v[k].numpy() for n, v in z.items()}
-        want = sum(stats.norm(0, spread[n]).logpdf(v).sum() for n, v in one.items())
-        hidden = np.maximum(images @ one["w1"] + one["b1"], 0)
-        logits = hidden @ one["w2"] + one["b2"]
-        own = logits[np.arange(30), labels.astype(int)]
-        want += (own - logsumexp(logits, axis=-1)).sum()
-        np.testing.assert_allclose(found.flatten()[k], want, rtol=1e-9)
     u = lat.pack(shaped)[0]
     assert u.shape == (2, 3, 1, lat.size)
     assert all(torch.equal(v, shaped[n]) for n, v in lat.unpack(u)[0].items())
-    torch.testing.assert_close(lat.log_density(u, x), found)
+    torch.testing.assert_close(lat.log_density(u, x), lat.log_joint(shaped, x))
+    found = [term.flatten() for term in lat.log_terms(u, x)]
+    images, labels = (t.numpy() for t in x)
+    for k in range(6):
+        one = {n: v[k].numpy() for n, v in z.items()}
+        prior = sum(laws.get(n, stats.norm(0, 1)).logpdf(v).sum() for n, v in one.items())
+        rates = images
+        for layer in range(1, len(laws) + 1):
+            logits = rates @ one[f"w{layer}"] + one[f"b{layer}"]
+            rates = np.maximum(logits, 0)
+        own = logits[np.arange(30), labels.astype(int)]
+        np.testing.assert_allclose(found[0][k], prior, rtol=1e-9)
+        np.testing.assert_allclose(found[1][k], (own - logsumexp(logits, axis=-1)).sum(), rtol=1e-9)
+
+
+@pytest.mark.parametrize("rate", [1e-4, 2.5])
+def test_network_magnitude_cost_is_the_laplace_prior(rate):
+    """lam sum |w| and a constant, beside the biases' own prior."""
+    model = BayesianMLP(3, hidden=2, prior="laplace", rate=rate).double()
+    lat, zero = Latents(model), torch.zeros(1, 160, dtype=torch.float64)
+    u = torch.linspace(-1.0, 2.0, lat.size, dtype=torch.float64)[None]
+    z = lat.unpack(u)[0]
+    want = sum(rate * z[f"w{k}"].abs().sum() + z[f"b{k}"].square().sum() / 2 for k in (1, 2))
+    prior, at_zero = (lat.log_terms(v, model.observations())[0] for v in (u, zero))
+    torch.testing.assert_close(at_zero - prior, want[None], rtol=1e-9, atol=0)
+
+
+def test_network_rows_are_separable(network):
+    """The likelihood is a sum over rows, and the prior is counted once."""
+    lat, x = Latents(network), network.observations()
+    assert lat.separable
+    u = 0.3 * torch.randn(
+        4, 1, lat.size, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
+    prior, likelihood = lat.log_terms(u, x)
+    pieces = [lat.log_terms(u, take(x, slice(i, i + 10))) for i in (0, 10, 20)]
+    torch.testing.assert_close(sum(p[1] for p in pieces), likelihood)
+    assert all(torch.equal(p[0], prior) for p in pieces)
+
+
+class Spy(torch.Tensor):
+    """Writes down what is done with it, and lets go of the results."""
+
+    seen: set[str]
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        cls.seen.add(func.__name__)
+        plain = [a.as_subclass(torch.Tensor) if isinstance(a, cls) else a for a in args]
+        return func(*plain, **(kwargs or {}))
+
+
+def test_network_does_with_weights_what_synapses_do(network):
+    """Inputs times weights, plus biases, and no more: noise can move to the currents."""
+    z = {n: v[0].as_subclass(Spy) for n, v in network.simulate(1, seed=0)[0].items()}
+    Spy.seen = set()
+    network.logits(z, network.x_0)
+    allowed = {"matmul", "__matmul__", "__rmatmul__", "add", "__getitem__"}
+    assert Spy.seen <= allowed
+    assert Spy.seen & {"matmul", "__matmul__", "__rmatmul__"}
+    network.logits(z | {"w2": 2 * z["w1"].relu().sum()[None, None].expand(4, 10)}, network.x_0)
+    assert Spy.seen - allowed == {"relu"}  # the rest is of plain tensors
 
 
 def test_network_predicts_probabilities(network):
@@ -288,8 +470,26 @@ def test_network_learns_to_read():
 def test_network_has_no_exact_posterior(network):
     with pytest.raises(NoExactPosterior, match=r"NUTS.*held-out log-likelihood and calibration"):
         network.exact()
-    with pytest.raises(BadInput, match="at most 1438; got 2000"):
-        BayesianMLP(2000)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "match"),
+    [
+        ({"rows": 2000}, "at most 1438; got 2000"),
+        ({"rows": 0}, "rows: expected an integer >= 1"),
+        ({"hidden": 0}, "hidden: expected an integer >= 1"),
+        ({"hidden": (3, -1)}, "hidden: expected an integer >= 1; got -1"),
+        ({"hidden": (2.5,)}, "hidden: expected an integer"),
+        ({"prior": "laplac"}, "prior: expected one of laplace, normal.*mean 'laplace'"),
+        ({"rate": -1.0}, "rate: expected a number > 0"),
+        ({"rate": math.nan, "prior": "laplace"}, "rate: expected a number > 0"),
+        ({"data": pictures(labels=None)}, "data: expected data with labels; got 'noise'"),
+        ({"data": pictures(), "rows": 8}, "at most 7; got 8"),
+    ],
+)
+def test_network_refuses(knobs, match):
+    with pytest.raises(BadInput, match=match):
+        BayesianMLP(**knobs)
 
 
 # eight schools

@@ -7,6 +7,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from inference.errors import BadInput
 from inference.latents import Values
 from inference.observation import Observation
 
@@ -18,14 +19,23 @@ __all__ = ["BayesianRegression", "designs", "drive"]
 SPREAD = 0.7  # decades that the input scales extend either side of one
 
 
-def designs(problems: int, trials: int, inputs: int, *, seed: int) -> Tensor:
+def designs(
+    problems: int, trials: int, inputs: int, *, correlation: float = 0.9, seed: int
+) -> Tensor:
     """Inputs of many data sets, (problems, trials, inputs).
 
     Column k has a scale of its own, from 10^-.7 to 10^.7, and shares a cause with the others: two
-    columns have the correlation l_j l_k, with loadings l from .9 down to .3.
+    columns have the correlation l_j l_k. The loadings l fall from `correlation`, that of the first
+    column with the cause, to a third of it.
+
+    Raises:
+        BadInput: a correlation that is not from 0 to 1.
     """
+    if not 0 <= correlation <= 1:
+        wanted = "a number from 0 to 1"
+        raise BadInput("correlation", expected=wanted, got=repr(correlation), fix="0.9.")
     g = torch.Generator().manual_seed(seed)
-    loading = torch.linspace(0.9, 0.3, inputs)
+    loading = torch.linspace(correlation, correlation / 3, inputs)
     shared = torch.randn(problems, trials, 1, generator=g)
     own = torch.randn(problems, trials, inputs, generator=g)
     scale = 10 ** torch.linspace(-SPREAD, SPREAD, inputs)
@@ -45,9 +55,13 @@ class BayesianRegression(Model):
     The posterior precision is L = X'X / s^2 + alpha I, another for every data set. A weight whose
     input is strong is known well: among uncorrelated inputs of mean square m, the variance is
     1 / (alpha + n m / s^2). The inputs here are correlated, so that weights are anti-correlated,
-    and the best factorised guide has the variances 1 / L_ii, below the true (L^-1)_ii. Synapses
-    that pay an energy proportional to sd^-rho for being reliable end at sd^2 proportional to
-    L_ii^(-2 / (rho + 2)).
+    and the best factorised guide has the variances 1 / L_ii, below the true (L^-1)_ii; L is
+    `model.exact().precision()`. Synapses that pay an energy proportional to sd^-rho for being
+    reliable end at sd^2 proportional to L_ii^(-2 / (rho + 2)).
+
+    `model.keep((X, y))` takes inputs (B, n, p) and targets (B, n) of one's own, and
+    `model.keep_draws((X, y), B, seed=0)` the inputs alone. An input that is always zero, of a
+    neuron that never fires, leaves L_ii = alpha.
 
     Args:
         trials: n.
@@ -55,7 +69,12 @@ class BayesianRegression(Model):
         problems: data sets.
         alpha: prior precision of a weight.
         noise: s.
+        correlation: of the first input with the cause that all share, from 0, for independent
+            inputs, to 1; it falls to a third of it for the last.
         seed: of inputs and targets.
+
+    Raises:
+        BadInput: a correlation that is not from 0 to 1.
 
     Differences:
         The paper's prior is a Laplace; its analysis is of this likelihood.
@@ -95,12 +114,13 @@ class BayesianRegression(Model):
         problems: int = 50,
         alpha: float = 1.0,
         noise: float = 1.0,
+        correlation: float = 0.9,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.register_buffer("alpha", torch.tensor(alpha))
         self.register_buffer("scale", torch.tensor(noise))
-        x = designs(problems, trials, inputs, seed=seed)
+        x = designs(problems, trials, inputs, correlation=correlation, seed=seed)
         self.keep_draws((x, torch.zeros(problems, trials)), problems, seed=seed)
 
     def forward(self, x: Observation | None = None) -> Tensor:

@@ -31,14 +31,20 @@ class LogisticRegression(Model):
     very large. It is log-concave, but no Gaussian.
 
     The posterior is on a grid for up to three weights; beyond that it is sampled by
-    :class:`zoo.LogConcave`, near-exact.
+    :class:`zoo.LogConcave`, near-exact. Inputs and labels of one's own come in as they do in
+    :class:`zoo.BayesianRegression`.
 
     Args:
         trials: n.
         inputs: p.
         problems: data sets.
         alpha: prior precision of a weight.
+        correlation: of the first input with the cause that all share, from 0, for independent
+            inputs, to 1; it falls to a third of it for the last.
         seed: of inputs and labels.
+
+    Raises:
+        BadInput: a correlation that is not from 0 to 1.
 
     References:
         Signatures of Bayesian inference emerge from energy-efficient synapses (Malkin et al.,
@@ -71,11 +77,12 @@ class LogisticRegression(Model):
         *,
         problems: int = 10,
         alpha: float = 1.0,
+        correlation: float = 0.9,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.register_buffer("alpha", torch.tensor(alpha))
-        x = designs(problems, trials, inputs, seed=seed)
+        x = designs(problems, trials, inputs, correlation=correlation, seed=seed)
         self.keep_draws((x, torch.zeros(problems, trials)), problems, seed=seed)
 
     def forward(self, x: Observation | None = None) -> Tensor:
