@@ -4,7 +4,8 @@ Usage: python benchmarks/poisson_posteriors.py [--models 3,5,16] [--steps 300] [
            [--out runs/poisson_posteriors]
 
 Trained guides, Gibbs draws and the rows of the table (with standard errors) stay in the output
-folder, so that a stopped run goes on where it stopped. All takes eight to ten minutes on a core.
+folder, so that a stopped run goes on where it stopped. All takes a quarter of an hour on a core
+and, at its largest, 14 GB.
 
 zoo.PoissonCoding with so many latents. Three and five are enumerated; of sixteen the posterior is
 known by Gibbs sampling and log p(x) by annealed importance sampling, which is tried out on the

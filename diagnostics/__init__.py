@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from . import plot_calibration, plot_refinement, plot_signatures, plots
+from . import plot_calibration, plot_refinement, plot_reliability, plot_signatures, plots
 from .calibration import sbc, sbc_by, sbc_test
 from .circuits import score_field, trajectories, watch
 from .compare import Collected, collect, compare, compare_draws, summary
 from .coverage import coverage, tarp
 from .draws import draw, packed, reconstruct
+from .fisher import synapse_statistics
 from .interop import from_pyro_guide, from_pyro_mcmc
 from .metrics import METRICS, Estimate, Metric, khat_threshold
 from .refinement import refinement
+from .reliability import reliability, variability_against_uncertainty
 from .report import overview, report
 from .rundir import RunDirectory
 from .signature_fits import fit_slope
@@ -52,11 +54,13 @@ __all__ = [
     "packed",
     "plot_calibration",
     "plot_refinement",
+    "plot_reliability",
     "plot_signatures",
     "plots",
     "predicted_slope",
     "reconstruct",
     "refinement",
+    "reliability",
     "report",
     "sbc",
     "sbc_by",
@@ -65,9 +69,11 @@ __all__ = [
     "signal_correlations",
     "sparsity",
     "summary",
+    "synapse_statistics",
     "synaptic_variance",
     "tarp",
     "trajectories",
+    "variability_against_uncertainty",
     "variance_against_contrast",
     "verdicts",
     "watch",

@@ -13,13 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from inference.costs import Entropic
 from inference.errors import Diverged, Incompatible
 from inference.guide import Draws, Guide, HasNoiseLevels, HasScore, check_counts
 from inference.latents import ModelLike
 from inference.observation import Observation
 
-from .draws import array, beside
+from .draws import array, beside, packed
 from .refinement import HasRefinement, recorded
+from .reliability import accounted, is_priced
 from .view import AXES, View, places, single, view, view_of
 
 if TYPE_CHECKING:
@@ -128,8 +130,9 @@ def watch(
 ) -> None:
     """Add what there is to see of a circuit to its draws, each group where it applies.
 
-    The groups are `score_field`, `trajectory` and `refinement`: what :func:`score_field`,
-    :func:`trajectories` and :func:`diagnostics.refinement` return.
+    The groups are `score_field`, `trajectory`, `refinement` and `reliability`: what
+    :func:`score_field`, :func:`trajectories`, :func:`diagnostics.refinement` and
+    :func:`diagnostics.reliability` return, the latter with the entropic cost.
 
     Args:
         tree: of the guide, for the same x; gets the groups.
@@ -149,11 +152,16 @@ def watch(
         with suppress(Diverged):  # no noise can be injected into fewer neurons than outputs
             found = _paths(view_of(guide, x, reference, problem), RUNS, seed)
             tree["trajectory"] = xarray.DataTree(found)
+    known = reference.get("evidence")
+    evidence = None if known is None else known.dataset["log_evidence"].values
     if isinstance(guide, HasRefinement):
-        known = reference.get("evidence")
-        evidence = None if known is None else known.dataset["log_evidence"].values
         found = recorded(guide, beside(guide, x), evidence, problem=problem, seed=seed)
         tree["refinement"] = xarray.DataTree(found)
+    if is_priced(guide):
+        found = accounted(guide, beside(guide, x), evidence, cost=Entropic(), seed=seed)
+        sds = {"sd": packed(tree).std(1), "exact_sd": packed(reference).std(1)}
+        found = found.assign({n: (("problem", "latent"), v) for n, v in sds.items()})
+        tree["reliability"] = xarray.DataTree(found)
 
 
 def _needs(guide: Any, protocol: Any, expected: str) -> None:

@@ -16,10 +16,13 @@ import numpy as np
 from inference.errors import BadInput
 from inference.files import write_bytes
 
-from . import plot_circuits, plot_refinement, plot_scores, plots
+from . import plot_circuits, plot_refinement, plot_reliability, plot_scores, plots
 from .compare import EXACT, summary
+from .draws import packed
 from .metrics import METRICS
+from .reliability import variability_against_uncertainty
 from .rundir import RunDirectory
+from .signature_fits import MIN_COUNTS, MIN_POINTS
 from .verdict import AT_FLOOR, labels, verdicts
 
 if TYPE_CHECKING:
@@ -186,6 +189,7 @@ def _pictures(trees: Mapping[str, DataTree], image_shape: str) -> dict[str, Figu
     if shape := tuple(int(n) for n in image_shape.split(",") if n):
         found["reconstructions"] = plots.reconstructions(trees, shape)
     found |= _refined(trees)
+    found |= _priced(trees)
     for name, tree in trees.items():
         found |= _circuit(name, tree)
         if not tree.attrs["independent_draws"] and tree["posterior"].sizes["chain"] > 1:
@@ -227,6 +231,27 @@ def _refined(trees: Mapping[str, DataTree]) -> dict[str, Figure | None]:
     linear = [one for one in seen.values() if "dictionary" in one]
     if linear:  # all guides are of one model
         found["dictionary"] = plot_refinement.dictionary(linear[0])
+    return found
+
+
+def _priced(trees: Mapping[str, DataTree]) -> dict[str, Figure | None]:
+    """Of circuits that pay for reliability their account, and where they vary."""
+    seen = {n: t for n, t in trees.items() if "reliability" in t.children}
+    if not seen:
+        return {}
+    inks = {name: plots.colour(name) for name in seen}
+    accounts = {name: tree["reliability"].to_dataset() for name, tree in seen.items()}
+    found: dict[str, Figure | None] = {"account": plot_reliability.account(accounts, inks=inks)}
+    problems, draws, latents = packed(trees[EXACT]).shape
+    if problems * latents < MIN_POINTS or draws < 2 * MIN_COUNTS:
+        return found
+    kinds = ["marginal"] + ["conditional"] * (1 < latents < draws / 10)
+    for name, tree in seen.items():
+        panels = {
+            kind: variability_against_uncertainty(tree, trees[EXACT], kind=kind, seed=0)
+            for kind in kinds
+        }
+        found[f"noise of {name}"] = plot_reliability.variability(panels, ink=inks[name])
     return found
 
 

@@ -145,14 +145,15 @@ def signal_correlations(tree: DataTree, *, quantity: str = "rates") -> Dataset:
 
 
 def variance_against_contrast(
-    tree: DataTree, contrast: Array, *, quantity: str = "rates", seed: int
+    tree: DataTree, contrast: Array, *, quantity: str = "rates", group: str = "circuit", seed: int
 ) -> Dataset:
     """Quenching: slope of neurons' log variance on log contrast; -1: variance = a / contrast.
 
     Args:
-        tree: with the group `circuit`.
+        tree: with the group.
         contrast: (B,), in any units.
-        quantity: rates, potentials or spikes.
+        quantity: rates, potentials or spikes, or of the group `posterior` the name of a latent.
+        group: where it is, with dims (chain, draw, problem, ...).
         seed: of the bootstrap, over problems and neurons; see :func:`fit_slope`.
 
     Returns:
@@ -167,7 +168,7 @@ def variance_against_contrast(
         Neural variability and sampling-based probabilistic representations in the visual cortex
         (Orban et al., 2016) https://doi.org/10.1016/j.neuron.2016.09.038
     """
-    seen = fits.responses(tree, quantity)
+    seen = fits.responses(tree, quantity, group=group)
     fits.enough("draws in all chains", seen.shape[0] * seen.shape[1], fits.MIN_COUNTS)
     variance = seen.var((0, 1), ddof=1)
     x = fits.per_problem("contrast", contrast, len(variance))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from inference.costs import MECHANISMS
 from inference.errors import BadInput, lookup
 
 from .signature_fits import Array, dataset, fit_slope, logarithm
@@ -17,15 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["MECHANISMS", "predicted_slope", "synaptic_variance"]
 
-
-# exponent rho of the cost sigma^-rho of reliable transmission (Malkin et al., 2024, appendix 1)
-MECHANISMS = {
-    "calcium efflux": 1 / 2,
-    "vesicle membrane": 2 / 3,
-    "actin": 4 / 3,
-    "trafficking": 2.0,
-}
-# slope of log variance on the log of each predictor, times rho + 2 (same paper, eqs. 28, 54)
+# slope of log variance on the log of each predictor, times rho + 2 (Malkin et al., 2024, equations
+# 28 and 54)
 NUMERATORS = {
     "rate": -2.0,
     "mean_square_rate": -2.0,

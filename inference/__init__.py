@@ -42,9 +42,11 @@ from .guides.iterative_poisson import IterativePoisson, OnlinePoisson
 from .guides.nuts import NUTS
 from .guides.poisson_encoder import PoissonEncoder, SemiAmortisedPoisson
 from .guides.random_reservoir import RandomReservoir
+from .guides.reliability_circuit import MultiLayerCircuit, RecurrentCircuit, SingleLayerCircuit
 from .guides.reservoir import EnergyReservoir, ReservoirSampler
 from .guides.sampler_only import SamplerOnlyCurrent, SamplerOnlyRate
 from .guides.sparse_circuit import ISTA, LCA, SparseLaplace
+from .guides.stochastic_synapses import StochasticSynapses
 from .implicit import Implicit
 from .latents import Energies, Latents, ModelLike, Site, Values
 from .objective import Objective, Player
@@ -111,6 +113,7 @@ __all__ = [
     "MeanFieldEncoder",
     "MixedScore",
     "ModelLike",
+    "MultiLayerCircuit",
     "NeuroguideError",
     "NoDensity",
     "NoExactPosterior",
@@ -124,14 +127,17 @@ __all__ = [
     "PoissonEncoder",
     "PowerLaw",
     "RandomReservoir",
+    "RecurrentCircuit",
     "ReliabilityCost",
     "ReservoirSampler",
     "SamplerOnlyCurrent",
     "SamplerOnlyRate",
     "Sampling",
     "SemiAmortisedPoisson",
+    "SingleLayerCircuit",
     "Site",
     "SparseLaplace",
+    "StochasticSynapses",
     "Sum",
     "Values",
     "calibrated_scale",
@@ -169,6 +175,10 @@ GUIDES: Mapping[str, Callable[..., Guide]] = {
     "lca": LCA,
     "ista": ISTA,
     "sparse_laplace": SparseLaplace,
+    "single_layer_circuit": SingleLayerCircuit,
+    "multi_layer_circuit": MultiLayerCircuit,
+    "recurrent_circuit": RecurrentCircuit,
+    "stochastic_synapses": StochasticSynapses,
 }
 OBJECTIVES: Mapping[str, type[Objective]] = {
     "elbo": ELBO,

@@ -12,7 +12,16 @@ from torch import Tensor
 
 from .errors import BadInput, lookup
 
-__all__ = ["MECHANISMS", "Cost", "Entropic", "PowerLaw", "Sum", "calibrated_scale", "mixture"]
+__all__ = [
+    "GAUSSIAN",
+    "MECHANISMS",
+    "Cost",
+    "Entropic",
+    "PowerLaw",
+    "Sum",
+    "calibrated_scale",
+    "mixture",
+]
 
 # exponent rho of the cost s^-rho of reliable transmission (Malkin et al., 2024, appendix 1)
 MECHANISMS: Mapping[str, float] = {

@@ -43,7 +43,7 @@ class Trainer:
 
     def __init__(self, name: str, parameters: list[nn.Parameter], steps: int, lr: float) -> None:
         self.name, self.parameters, self.steps, self.lr = name, parameters, steps, lr
-        self.optimizer = torch.optim.Adam(parameters, lr=lr)
+        self.optimizer = torch.optim.Adam(parameters, lr=lr, fused=True)
 
     def update(self, loss: Tensor, rate: float) -> None:
         """One step down this player's loss at `rate` times the first learning rate."""

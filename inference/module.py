@@ -6,6 +6,7 @@ from typing import Any
 
 import pyro
 from pyro.nn import PyroModule
+from pyro.nn.module import _is_module_local_param_enabled
 from torch import nn
 
 __all__ = ["LocalModule", "localise"]
@@ -24,6 +25,8 @@ class LocalModule(PyroModule):  # type: ignore[misc]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run `forward` with module-local parameters."""
+        if _is_module_local_param_enabled():  # in a fit; the setting takes a twentieth of a step
+            return super().__call__(*args, **kwargs)
         with pyro.settings.context(module_local_params=True):
             return super().__call__(*args, **kwargs)
 

@@ -73,9 +73,10 @@ def check_noise(latents: Latents, log_sd: Tensor) -> None:
         log_sd: (B, units).
     """
     size = log_sd.detach()
-    bad = ~(size.abs() < LIMIT)
-    if not bool(bad.any()):
+    low, high = size.aminmax()  # in one pass; NaN comes through
+    if low > -LIMIT and high < LIMIT:
         return
+    bad = ~(size.abs() < LIMIT)
     units = bad.any(0).nonzero()[:, 0].tolist()
     named = _names(latents) if size.shape[-1] == latents.size else []
     shown = [named[k] if named else f"axis {k}" for k in units[:5]]

@@ -130,6 +130,7 @@ KNOBS = {
     "online_poisson": {"steps": 20, "training_steps": 3},
     "iterative_gaussian": {"steps": 20, "training_steps": 3, "learn_step": True},
     "poisson_encoder": {"hidden": (8,)},
+    "recurrent_circuit": {"interval": 10.0},  # time constants: chains, but as good as independent
     "semi_amortised_poisson": {"hidden": (8,), "steps": 5, "training_steps": 3, "learn_step": True},
 }
 

@@ -25,6 +25,7 @@ from inference import (
     MeanFieldEncoder,
     PowerLaw,
     ReliabilityCost,
+    StochasticSynapses,
     Sum,
     calibrated_scale,
     fit,
@@ -444,3 +445,54 @@ def test_the_energy_is_that_of_noise_alone():
     sds = guide.noise(x)
     assert torch.allclose(found, (law.coefficient * sds**-law.rho).sum(-1))
     assert not torch.allclose(found, (law.coefficient * (2 * sds) ** -law.rho).sum(-1))
+
+
+# ------------------------------------------------------------------------------------- synapses
+
+
+def test_the_noise_of_a_silent_input_is_held_by_the_prior_alone():
+    """T11: H = 0 leaves s = (s0^rho / alpha)^(1 / (rho + 2)); without a prior s has no bound."""
+    model = zoo.BayesianRegression(problems=1, alpha=4.0, seed=1)
+    inputs = model.observations()[0].clone()
+    inputs[..., 1] = 0
+    model.keep_draws((inputs, torch.zeros(inputs.shape[:2])), 1, seed=0)
+    x, cost = model.observations(), PowerLaw("actin", scale=0.1)
+    found = {}
+    for magnitude in ("expected", "mean"):
+        objective = ReliabilityCost(cost, magnitude=magnitude)
+        guide = StochasticSynapses(model, scale=0.3)
+        fit(model, guide, x, objective=objective, steps=1500, lr=0.02, seed=0, progress=False)
+        with torch.no_grad():
+            found[magnitude] = guide.noise(x)[0]
+    held = cost.optimal_sd(torch.tensor(4.0))
+    assert found["expected"][1].item() == pytest.approx(held.item(), rel=0.02)
+    assert found["mean"][1].item() > 10 * held.item()
+    seen = [0, 2, 3]
+    h = inputs.square().sum(1)[0, seen]
+    assert torch.allclose(found["mean"][seen], cost.optimal_sd(h), rtol=0.05)
+
+
+def line(inputs, targets):
+    """Weights of a linear neuron that sees all rows: one problem."""
+    w = pyro.sample("w", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+    with pyro.plate("rows", len(inputs)):
+        return pyro.sample("y", dist.Normal(inputs @ w, 0.5), obs=targets)
+
+
+@pytest.mark.parametrize("batch", [20, 40, 400])
+def test_the_size_of_a_batch_does_not_move_the_optimum(batch):
+    """T17: likelihoods of some rows count for all of them."""
+    g = torch.Generator().manual_seed(3)
+    inputs = torch.randn(400, 3, generator=g) * torch.tensor([0.5, 1.0, 2.0])
+    targets = inputs @ torch.tensor([0.7, -1.0, 0.2]) + 0.5 * torch.randn(400, generator=g)
+    model = zoo.from_pyro(line, (inputs, targets))
+    cost = PowerLaw("trafficking", scale=0.1)
+    guide, objective = StochasticSynapses(model, scale=0.05), ReliabilityCost(cost)
+    settings = {"steps": 2000, "batch_size": batch, "lr": 0.02, "seed": 0, "progress": False}
+    fit(model, guide, (inputs, targets), objective=objective, **settings)
+    best = cost.optimal_sd(1 + inputs.square().sum(0) / 0.25)
+    with torch.no_grad():
+        found = guide.noise((inputs, targets))[0]
+    assert torch.allclose(found, best, rtol=0.03)
+    wrong = cost.optimal_sd(1 + inputs[:batch].square().sum(0) / 0.25)  # unless scaled
+    assert batch == 400 or not torch.allclose(found, wrong, rtol=0.03)

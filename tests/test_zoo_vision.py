@@ -790,3 +790,11 @@ def test_iterative_gaussian_infers_rectified_coding(signal):
     assert drawn.values["z"].isfinite().all()
     with seeded(0):
         assert guide.log_prob(drawn.values, x[:3]).isfinite().all()
+
+
+@pytest.mark.parametrize("name", [n for n, c in zoo.MODELS.items() if c.image_shape])
+def test_models_of_pictures_say_what_they_predict(name):
+    """A report shows it."""
+    model = zoo.MODELS[name]()
+    z, _ = model.simulate(3, seed=0)
+    assert model.predict(z).shape == (3, math.prod(model.image_shape))

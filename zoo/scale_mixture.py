@@ -217,6 +217,11 @@ class ObservedContrast(Model):
             observed: Tensor = pyro.sample("x", x_given_u.to_event(1), obs=image)
             return observed
 
+    def predict(self, z: Values) -> Tensor:
+        """A u, the pattern at contrast one: latents (..., B, K) to (..., B, F)."""
+        pattern: Tensor = z["u"] @ self.features.T
+        return pattern
+
     def linear_gaussian(self, x: Observation) -> tuple[LinearGaussian, Tensor]:
         """The system: weights c A, (B, F, K), one for each problem."""
         contrast, image = x

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
-from ..costs import Cost, Entropic
+from ..costs import GAUSSIAN, Cost, Entropic
 from ..errors import BadInput, lookup
 from ..guide import HasNoise, check_counts
 from ..noise import check_noise
@@ -90,11 +90,10 @@ class ReliabilityCost(Objective):
     ) -> dict[str, Tensor]:
         """{"guide": the cost of the circuit}, and with a budget {"price": its own loss}."""
         terms = self.terms(guide, x)
-        mean = {name: value.mean() for name, value in terms.items()}
-        used = mean["performance"] + mean["magnitude"]
+        used = terms["performance"] + terms["magnitude"]
         if self.budget is None:
-            return {"guide": used + mean["reliability"]}
-        over = mean["energy"] / self.budget - 1
+            return {"guide": (used + terms["reliability"]).mean()}
+        used, over = used.mean(), terms["energy"].mean() / self.budget - 1
         return {
             "guide": used + self.log_price.detach().exp() * self.budget * over,
             "price": -self.log_price * over.detach().clamp(-1, 1),
@@ -109,17 +108,18 @@ class ReliabilityCost(Objective):
         Raises:
             Diverged: noise has reached zero or infinity; the units are named.
         """
-        assert isinstance(guide, HasNoise)  # Objective.check has seen to it
-        performance, magnitude, log_sd = guide.energies(
+        noisy = cast(HasNoise, guide)  # Objective.check has seen to it
+        performance, magnitude, log_sd = noisy.energies(
             x, particles=self.particles, share=self.share, at_mean=self.at_mean
         )
         check_noise(guide.latents, log_sd)
         energy, n = self.cost.energy(log_sd).sum(-1), log_sd.shape[-1]
+        reliability = energy + n * self.cost.offset
         return {
             "performance": performance,
             "magnitude": magnitude,
-            "reliability": energy + n * self.cost.offset,
-            "slack": self.cost.slack(log_sd.detach()).sum(-1),
+            "reliability": reliability,
+            "slack": reliability.detach() + log_sd.detach().sum(-1) + n * GAUSSIAN,
             "energy": energy,
         }
 
