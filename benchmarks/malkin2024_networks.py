@@ -44,6 +44,7 @@ from zoo.data import DATA, Data
 
 BATCH, LR = 20, 5e-3
 CURVATURE = 100.0  # of a typical synapse, in nats
+START = 0.05  # largest sd at the start: with more, a network learns nothing
 WANTED = (0.02, 0.04, 0.08, 0.16, 0.32)  # sds that such a synapse has at the c of a sweep
 LEVELS = (0.95, 0.9, 0.8)  # accuracies at which costs are compared
 SAMPLES = 20  # networks drawn for an accuracy
@@ -115,7 +116,9 @@ def sweep(
 
     def measure(sd: float) -> Row:
         cost = PowerLaw(rho, coefficient=coefficient(rho, sd))
-        guide = synapses(model, cost, noise=noise, steps=args.steps, seed=seed, start=sd)
+        guide = synapses(
+            model, cost, noise=noise, steps=args.steps, seed=seed, start=min(sd, START)
+        )
         sd = guide.noise(model.observations()).detach()
         return {
             "accuracy": accuracy(model, guide, *held),

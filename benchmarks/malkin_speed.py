@@ -16,7 +16,8 @@ batch, at the start and after some training.
 
 Times are of this thread's processor, so that other work on the machine disturbs them less.
 
-Run: python benchmarks/malkin_speed.py [--rounds 100]
+Run: python benchmarks/malkin_speed.py [--rounds 100] [--batch 20]; with NEUROGUIDE_DATA where the
+files of MNIST are, if they cannot be downloaded.
 """
 
 from __future__ import annotations
@@ -66,18 +67,18 @@ def program(images: Tensor, labels: Tensor) -> None:
 
 
 class Batches:
-    """The next 20 rows at each call."""
+    """The next rows, so many at each call."""
 
-    def __init__(self) -> None:
-        data = mnist()
+    def __init__(self, size: int) -> None:
+        self.size, data = size, mnist()
         assert data.train_labels is not None
         order = torch.randperm(ROWS, generator=torch.Generator().manual_seed(0))
         self.images, self.labels, self.next = data.train[order], data.train_labels[order], 0
 
     def __call__(self) -> tuple[Tensor, Tensor]:
         """Images and labels."""
-        rows = slice(self.next, self.next + BATCH)
-        self.next = (self.next + BATCH) % ROWS
+        rows = slice(self.next, self.next + self.size)
+        self.next = (self.next + self.size) % ROWS
         return self.images[rows], self.labels[rows]
 
 
@@ -100,7 +101,7 @@ def ours(batch: Batches, *, magnitude: str, local: bool = True) -> tuple[Loss, P
     model = zoo.from_pyro(program, (images, labels.float()))
     guide = StochasticSynapses(model, scale=SCALE, local=local)
     objective = ReliabilityCost(PowerLaw(RHO, scale=SCALE), magnitude=magnitude)
-    objective.share = BATCH / ROWS
+    objective.share = batch.size / ROWS
 
     def loss() -> Tensor:
         images, labels = batch()
@@ -148,7 +149,7 @@ def published(batch: Batches) -> tuple[Loss, Parameters]:
             h = h.relu() if k < 4 else h
         cost = sum((SCALE / s).pow(RHO).sum() / RHO for s in sd)
         size = sum(m.abs().sum() for m in mean)
-        return nnf.cross_entropy(h, labels) * BATCH + BATCH / ROWS * (cost + RATE * size)
+        return nnf.cross_entropy(h, labels) * batch.size + batch.size / ROWS * (cost + RATE * size)
 
     return loss, mean + phi
 
@@ -165,9 +166,9 @@ def descent(loss: Loss, parameters: Parameters, *, fused: bool | None) -> Callab
     return step
 
 
-def speed(rounds: int) -> None:
+def speed(rounds: int, size: int) -> None:
     """The table of times."""
-    batch = Batches()
+    batch = Batches(size)
     kinds = {"fused": True, "default": None}
     losses = {
         "deterministic": lambda: deterministic(batch),
@@ -198,9 +199,9 @@ def speed(rounds: int) -> None:
         print(f"{name:30s}" + "".join(f"{ms:10.2f}{ratio:6.2f}" for ms, ratio in cells))
 
 
-def variance() -> None:
+def variance(size: int) -> None:
     """The table of variances."""
-    batch = Batches()
+    batch = Batches(size)
     both = {local: ours(batch, magnitude="expected", local=local) for local in (True, False)}
     step = descent(*both[True], fused=True)
     print("Variance of the gradient on one batch, drawn over local:      means   log sds")
@@ -226,11 +227,12 @@ def main() -> None:
     """Both tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--batch", type=int, default=BATCH)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    with seeded(0):
-        speed(chosen.rounds)
-        variance()
+    with pyro.settings.context(module_local_params=True), seeded(0):  # as in a fit
+        speed(chosen.rounds, chosen.batch)
+        variance(chosen.batch)
 
 
 if __name__ == "__main__":

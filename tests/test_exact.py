@@ -715,3 +715,10 @@ def test_a_model_is_learned_with_a_gridded_posterior_by_maximum_likelihood():
     (truth,) = torch.autograd.grad(-marginal.log_prob(x).mean(), w)
     found = torch.stack(found)
     within(found.mean(0), truth, found.std(0) / 20**0.5)
+
+
+def test_other_constructors_are_no_part_of_a_models_source():
+    """Stored draws do not go stale when `for_data` changes."""
+    source = zoo.SparseCoding().source()
+    assert "def forward" in source
+    assert "def for_data" not in source

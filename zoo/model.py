@@ -127,9 +127,11 @@ class Model(LocalModule):
 
     def source(self) -> str:
         """Source text of the generative process; `for_data` is no part of it."""
-        members = vars(type(self)).values()
-        methods = [m.fget if isinstance(m, property) else m for m in members]
-        return "".join(inspect.getsource(m) for m in methods if inspect.isfunction(m))
+        text = inspect.getsource(type(self))
+        for member in vars(type(self)).values():
+            if isinstance(member, classmethod):
+                text = text.replace(inspect.getsource(member.__func__), "")
+        return text
 
     def simulate(self, n: int, *, seed: int) -> tuple[Values, Observation]:
         """Latents and observations of n problems from the joint.
