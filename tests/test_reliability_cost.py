@@ -479,12 +479,30 @@ def line(inputs, targets):
         return pyro.sample("y", dist.Normal(inputs @ w, 0.5), obs=targets)
 
 
-@pytest.mark.parametrize("batch", [20, 40, 400])
-def test_the_size_of_a_batch_does_not_move_the_optimum(batch):
-    """T17: likelihoods of some rows count for all of them."""
+def data_of_a_line():
     g = torch.Generator().manual_seed(3)
     inputs = torch.randn(400, 3, generator=g) * torch.tensor([0.5, 1.0, 2.0])
     targets = inputs @ torch.tensor([0.7, -1.0, 0.2]) + 0.5 * torch.randn(400, generator=g)
+    return inputs, targets
+
+
+def test_rows_count_for_all_of_the_data_set():
+    """With one draw of the weights, the mean over batches is what the whole data set has."""
+    x = data_of_a_line()
+    guide = StochasticSynapses(zoo.from_pyro(line, x), local=False)
+    found = []
+    for rows in (slice(0, 400), slice(0, 100), slice(100, 200), slice(200, 300), slice(300, 400)):
+        batch = tuple(t[rows] for t in x)
+        with torch.no_grad(), seeded(5):
+            terms = guide.energies(batch, share=len(batch[0]) / 400)
+        found.append(terms.performance.item())
+    assert sum(found[1:]) / 4 == pytest.approx(found[0], rel=1e-5)
+
+
+@pytest.mark.parametrize("batch", [20, 40, 400])
+def test_the_size_of_a_batch_does_not_move_the_optimum(batch):
+    """T17: likelihoods of some rows count for all of them."""
+    inputs, targets = data_of_a_line()
     model = zoo.from_pyro(line, (inputs, targets))
     cost = PowerLaw("trafficking", scale=0.1)
     guide, objective = StochasticSynapses(model, scale=0.05), ReliabilityCost(cost)
