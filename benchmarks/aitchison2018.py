@@ -149,7 +149,7 @@ def mechanisms(steps: int, seeds: list[int]) -> None:
             float(row.excess.sel(metric="c2st")),
             float(row.value.sel(metric="elbo_gap")),
         )
-        ranks = diagnostics.sbc(model, guide, problems=300, seed=0)
+        ranks = diagnostics.sbc(model, guide, problems=300, seed=0, progress=False)
         test = diagnostics.sbc_test(ranks)
         shown = (
             f"{values[0]:.3f}  {values[1]:.3f}  {excess:+.3f}  {gap:.3f}   {covered(model, guide)}"
