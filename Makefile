@@ -55,6 +55,8 @@ bench: install
 	$(BIN)/python benchmarks/reservoir_speed.py
 	$(BIN)/python benchmarks/vafaii_speed.py
 	$(BIN)/python benchmarks/poisson_posteriors.py --quick
+	$(BIN)/python benchmarks/malkin2024.py --experiments slopes,calibration
+	$(BIN)/python benchmarks/aitchison2018.py --experiments ladder --seeds 0
 	$(BIN)/python benchmarks/reservoir_posteriors.py --models gaussian_mixture_latents --samplers denoising,mixed
 
 clean:
