@@ -123,8 +123,9 @@ def fit(
         x: observations to train on; None means fresh draws from the model's joint.
         objective: by default the one the guide was published with.
         steps: steps in all, those of a resumed run included.
-        batch_size: problems per step; all of x where the data set is one problem or the guide has
-            parameters for each problem.
+        batch_size: problems per step; all of x where the guide has parameters for each problem.
+            Where the data set is one problem, rows per step if objective and guide take some
+            (`subsamples`, `takes_rows`) and the model has them in a plate, else all of x.
         simulations: how often the model may be simulated, where x is None: the same draws are used
             again and again, which the guide can overfit; None makes fresh draws for each step.
         lr: first learning rate of players without their own.

@@ -17,7 +17,7 @@ from .observation import Observation, check_observation, parts, repeat, size, ta
 from .seeds import seeded
 from .sites import Site, same_transform, site_of
 
-__all__ = ["Energies", "Latents", "ModelLike", "Site", "Values", "isolated"]
+__all__ = ["Energies", "Latents", "ModelLike", "Site", "Values", "isolated", "sum_right"]
 
 Values = dict[str, Tensor]
 PROTOTYPES = 4  # short traces beside the first: a fair coin hides a branch with probability 1/16
@@ -140,7 +140,7 @@ class Latents:
             value = z[s.name]
             lead = value.shape[: value.dim() - len(s.shape)]
             u = s.transform.inv(value)
-            jacobians.append(_sum_right(s.transform.log_abs_det_jacobian(u, value), len(lead)))
+            jacobians.append(sum_right(s.transform.log_abs_det_jacobian(u, value), len(lead)))
             us.append(u.reshape(*lead, -1))
         return torch.cat(us, -1), torch.stack(jacobians).sum(0)
 
@@ -152,7 +152,7 @@ class Latents:
             part = piece.reshape(*lead, *s.unconstrained_shape)
             z[s.name] = s.transform(part)
             log_jacobian = s.transform.log_abs_det_jacobian(part, z[s.name])
-            jacobians[s.name] = _sum_right(log_jacobian, len(lead))
+            jacobians[s.name] = sum_right(log_jacobian, len(lead))
         return z, jacobians
 
     def log_joint(self, z: Mapping[str, Tensor], x: Observation) -> Tensor:
@@ -265,7 +265,7 @@ class Latents:
         trace.compute_log_prob()
         keep = int(self.plated)
         sums = [
-            torch.stack([_sum_right(trace.nodes[n]["log_prob"], keep) for n in names]).sum(0)
+            torch.stack([sum_right(trace.nodes[n]["log_prob"], keep) for n in names]).sum(0)
             for names in (z, extra)
         ]
         terms = torch.stack(sums, -1)
@@ -372,7 +372,8 @@ def _inside_data(nodes: dict[str, Any]) -> bool:
     return all(inside.values())
 
 
-def _sum_right(t: Tensor, keep: int) -> Tensor:
+def sum_right(t: Tensor, keep: int) -> Tensor:
+    """The sum over all but the leading axes."""
     return t.sum(list(range(keep, t.dim()))) if t.dim() > keep else t
 
 

@@ -15,8 +15,8 @@ from torch.distributions import Distribution, Independent, constraints
 from torch.distributions.constraints import Constraint
 
 from .errors import Incompatible
-from .latents import Latents, Site, isolated
-from .magnitude import Priors, total
+from .latents import Latents, Site, isolated, sum_right
+from .magnitude import Priors
 from .noisy import Ledger, Use, UsedTwice
 from .observation import Observation
 
@@ -145,14 +145,14 @@ class Run(Messenger):  # type: ignore[misc]
         if not at_mean:
             u = u + variance.sqrt() * torch.randn_like(u)
         z = site.transform(u)
-        log_jacobian = total(site.transform.log_abs_det_jacobian(u, z), self.keep)
+        log_jacobian = sum_right(site.transform.log_abs_det_jacobian(u, z), self.keep)
         return -self._log_prob(site.name, z) - log_jacobian
 
     def _log_prob(self, name: str, value: Tensor) -> Tensor:
         """Of a site, summed over all but the problems, (B,)."""
         msg = self.found[name]
         score = msg["fn"].log_prob(value, *msg["args"], **msg["kwargs"])
-        score = total(scale_and_mask(score, msg["scale"], msg["mask"]), self.keep)
+        score = sum_right(scale_and_mask(score, msg["scale"], msg["mask"]), self.keep)
         return score if self.keep else score[None]
 
     # ------------------------------------------------------------------------ uses of weights

@@ -13,7 +13,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.distributions import Distribution, Laplace, Normal
 
-__all__ = ["Penalty", "Priors", "penalty", "total"]
+__all__ = ["Penalty", "Priors", "penalty"]
 
 Slopes = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
 
@@ -167,8 +167,3 @@ def _distinct(t: Tensor) -> Tensor:
     """t without the copies that `expand` made, whose axes have stride 0."""
     strides = t.stride()
     return t[tuple(slice(0, 1) if s == 0 else slice(None) for s in strides)] if 0 in strides else t
-
-
-def total(t: Tensor, keep: int) -> Tensor:
-    """The sum over all but the leading axes."""
-    return t.flatten(keep).sum(-1) if t.dim() > keep else t

@@ -76,10 +76,12 @@ class PackedGuide(Guide):
         lat.check(x)
         with torch.no_grad(), seeded(seed):
             q = self.distribution(x)
-            u = q.sample(torch.Size([chains, draws]))
-            z, jacobians = lat.unpack(u)
-            log_q = q.log_prob(u) - torch.stack(list(jacobians.values())).sum(0)
-        return Draws(z, {"log_q": log_q})
+            return self.told(q.sample(torch.Size([chains, draws])), q)
+
+    def told(self, u: Tensor, q: Distribution) -> Draws:
+        """Packed draws (chains, draws, B, D) of q as latents; `stats` has log q."""
+        z, jacobians = self.latents.unpack(u)
+        return Draws(z, {"log_q": q.log_prob(u) - torch.stack(list(jacobians.values())).sum(0)})
 
 
 class _ForPyro(TorchDistribution):  # type: ignore[misc]

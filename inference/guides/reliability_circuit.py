@@ -7,6 +7,8 @@ correlate it, too.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
@@ -201,14 +203,12 @@ class RecurrentCircuit(CorrelatedNoise):
             Latents; in `stats` log q, that of rest; in `circuit` the potentials, packed latents.
         """
         check_counts(draws=draws, chains=chains)
-        lat = self.latents
-        lat.check(x)
+        self.latents.check(x)
         with torch.no_grad(), seeded(seed):
             u = self._run(x, draws, chains)
-            z, jacobians = lat.unpack(u)
-            log_q = self.distribution(x).log_prob(u) - torch.stack(list(jacobians.values())).sum(0)
+            told = self.told(u, self.distribution(x))
         time = chains * ((self.transient or 0.0) + draws * self.interval)
-        return Draws(z, {"log_q": log_q}, {"potentials": u}, time)
+        return replace(told, circuit={"potentials": u}, time_constants=time)
 
     def _run(self, x: Observation, draws: int, chains: int) -> Tensor:
         """Packed latents (chains, draws, B, D)."""
