@@ -140,6 +140,7 @@ def fit(
     built, held_out, fits = _learn_model(run, device)
     _fit_guides(run, built, held_out, fits, device)
     run.write_losses(fits)
+    run.write_health(fits)
     out.print(f"report     {write_report(run.path)}")
     out.print(f"checkpoint {run.checkpoint(guide)}")
 
@@ -182,6 +183,7 @@ def compare(
     built, held_out, fits = _learn_model(run, device)
     fitted = _fit_guides(run, built, held_out, fits, device)
     run.write_losses(fits)
+    run.write_health(fits)
     comparison = _compare(run, built, fitted, held_out)
     out.print(_rich_table(comparison))
     out.print(f"report     {write_report(run.path)}")
@@ -361,6 +363,7 @@ def _compare(
         for tree in trees.values():
             diagnostics.reconstruct(model, tree)
     comparison = diagnostics.compare_draws(trees, progress=True)
+    diagnostics.record(model, trees)
     run.write_draws(trees, model=c["model"], image_shape=",".join(map(str, shape)))
     run.write_comparison(comparison)
     return comparison

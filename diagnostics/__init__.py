@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from . import plot_calibration, plot_refinement, plot_reliability, plot_signatures, plots
+from . import (
+    plot_calibration,
+    plot_recognition,
+    plot_refinement,
+    plot_reliability,
+    plot_signatures,
+    plots,
+)
 from .calibration import sbc, sbc_by, sbc_test
 from .circuits import score_field, trajectories, watch
 from .compare import Collected, collect, compare, compare_draws, summary
 from .coverage import coverage, tarp
 from .draws import draw, packed, reconstruct
+from .film import film, record
 from .fisher import synapse_statistics
 from .interop import from_pyro_guide, from_pyro_mcmc
 from .metrics import METRICS, Estimate, Metric, khat_threshold
+from .patterns import wake_sleep_patterns
 from .refinement import refinement
 from .reliability import reliability, variability_against_uncertainty
 from .report import overview, report
@@ -43,6 +52,7 @@ __all__ = [
     "coverage",
     "draw",
     "fano_factor",
+    "film",
     "fit_slope",
     "from_pyro_guide",
     "from_pyro_mcmc",
@@ -53,12 +63,14 @@ __all__ = [
     "overview",
     "packed",
     "plot_calibration",
+    "plot_recognition",
     "plot_refinement",
     "plot_reliability",
     "plot_signatures",
     "plots",
     "predicted_slope",
     "reconstruct",
+    "record",
     "refinement",
     "reliability",
     "report",
@@ -76,5 +88,6 @@ __all__ = [
     "variability_against_uncertainty",
     "variance_against_contrast",
     "verdicts",
+    "wake_sleep_patterns",
     "watch",
 ]

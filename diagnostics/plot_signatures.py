@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from inference.errors import BadInput
 
 from .style import GREY, INK, PALETTE, new_figure
 
@@ -173,16 +176,30 @@ def oscillation_amplitude(found: Dataset) -> Figure:
     return figure
 
 
-def oscillation_against_surprise(found: Dataset) -> Figure:
+def oscillation_against_surprise(found: Dataset, *, group: Sequence[str] | None = None) -> Figure:
     """Amplitudes of problems against their surprise.
 
     Args:
         found: from `signatures.oscillation_against_surprise`.
+        group: what each problem is, such as in or out of distribution, for its colour.
+
+    Raises:
+        BadInput: not one group for each problem, or more groups than colours.
     """
     figure, ax = _one()
-    _points(ax, *(found[n].values for n in ("surprise", "amplitude", "amplitude_se")))
+    points = [found[n].values for n in ("surprise", "amplitude", "amplitude_se")]
+    names = np.asarray([""] * len(points[0]) if group is None else list(group))
+    if names.shape != points[0].shape or len(set(names)) > MAX_LINES:
+        raise BadInput(
+            "group", expected=f"one of at most {MAX_LINES} names for each of {len(points[0])} "
+            "problems", got=f"{len(set(names))} names of {len(names)}", fix="Leave it out.",
+        )  # fmt: skip
+    for ink, name in zip(PALETTE, dict.fromkeys(names.tolist()), strict=False):
+        _points(ax, *(v[names == name] for v in points), ink=ink, label=name)
     ax.set(xlabel="surprise -log p(x) / nats", ylabel="oscillation amplitude")
     ax.set_title(f"rank correlation {_fit(found, '')}", fontsize=10, color=INK)
+    if group is not None:
+        ax.legend(frameon=False, fontsize=9)
     return figure
 
 
@@ -238,9 +255,10 @@ def _scale(values: Array) -> str:
     return "log" if (values > 0).any() else "linear"  # of a dead circuit
 
 
-def _points(ax: Axes, x: Array, y: Array, se: Array) -> None:
+def _points(ax: Axes, x: Array, y: Array, se: Array, *, ink: str = BLUE, label: str = "") -> None:
     """Points with bars of one standard error, where there is one."""
-    ax.errorbar(x, y, np.nan_to_num(se), fmt="o", ms=4, lw=1, color=BLUE, alpha=0.8)
+    bars = np.nan_to_num(se)
+    ax.errorbar(x, y, bars, fmt="o", ms=4, lw=1, color=ink, alpha=0.8, label=label)
 
 
 def _line(found: Dataset, x: Any) -> Any:

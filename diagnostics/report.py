@@ -15,10 +15,19 @@ import numpy as np
 
 from inference.errors import BadInput
 from inference.files import write_bytes
+from inference.gauges import said
 
-from . import plot_circuits, plot_refinement, plot_reliability, plot_scores, plots
+from . import (
+    plot_circuits,
+    plot_recognition,
+    plot_refinement,
+    plot_reliability,
+    plot_scores,
+    plots,
+)
 from .compare import EXACT, summary
 from .draws import packed
+from .film import GROUP, film
 from .metrics import METRICS
 from .reliability import variability_against_uncertainty
 from .rundir import RunDirectory
@@ -80,7 +89,8 @@ def table(comparison: Dataset) -> tuple[list[str], list[list[dict[str, Any]]]]:
 def report(path: str | Path) -> Path:
     """Write report.html into a run directory; nothing it shows needs a network.
 
-    First a verdict on each guide in words, then pictures, then every metric beside its floor.
+    First a verdict on each guide in words and what fits warn of, then pictures, of videos a film
+    among them, then every metric beside its floor.
 
     Args:
         path: a directory that `neuroguide compare` or `neuroguide fit` has written.
@@ -93,11 +103,14 @@ def report(path: str | Path) -> Path:
         OutputError: the page cannot be written.
     """
     run = RunDirectory.open(path)
-    losses = run.losses()
+    losses, health = run.losses(), run.health()
     content = _compared(run) if run.path.joinpath("draws.nc").exists() else {}
     pictures = content.pop("pictures", {})
     if losses:
         pictures["losses"] = plots.losses(losses)
+    if games := {n: seen for n, seen in health.items() if plot_recognition.GAUGES & seen.keys()}:
+        pictures["game"] = plot_recognition.game(games, inks={n: plots.colour(n) for n in games})
+    content["warned"] = [(n, plots.colour(n), s) for n, seen in health.items() for s in said(seen)]
     shown = {name: _png(figure) for name, figure in pictures.items() if figure is not None}
     target = run.path / "report.html"
     _write(target, "report.html.j2", run=run, pictures=shown, **content)
@@ -164,10 +177,11 @@ def _compared(run: RunDirectory) -> dict[str, Any]:
     trees, comparison = _trees(draws), telling(whole)
     guides, rows = table(comparison)
     colours = [plots.colour(g) for g in guides]
-    said = verdicts(trees, whole)
+    judged = verdicts(trees, whole)
     return {
-        "verdicts": [(g, plots.colour(g), v, v == AT_FLOOR) for g, v in said.items()],
+        "verdicts": [(g, plots.colour(g), v, v == AT_FLOOR) for g, v in judged.items()],
         "pictures": _pictures(trees, str(draws.attrs.get("image_shape", ""))),
+        "film": _film(trees),
         "sizes": {**trees[EXACT]["posterior"].sizes},
         "guides": list(zip(guides, colours, strict=True)),
         "metrics": [
@@ -253,6 +267,13 @@ def _priced(trees: Mapping[str, DataTree]) -> dict[str, Figure | None]:
         }
         found[f"noise of {name}"] = plot_reliability.variability(panels, ink=inks[name])
     return found
+
+
+def _film(trees: Mapping[str, DataTree]) -> str:
+    """A film of the first problem of a model of videos; nothing of others."""
+    if not all(GROUP in tree.children for tree in trees.values()):
+        return ""
+    return base64.b64encode(film(trees)).decode()
 
 
 def _write(target: Path, template: str, **content: Any) -> None:

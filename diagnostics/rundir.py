@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +22,12 @@ if TYPE_CHECKING:
 __all__ = ["RunDirectory"]
 
 Losses = dict[str, dict[str, np.ndarray[Any, Any]]]
+Health = dict[str, np.ndarray[Any, Any]]
 
 
 class RunDirectory:
-    """One run: config.json, checkpoints/, losses.csv, draws.nc, comparison.nc, report.html.
+    """One run: config.json, checkpoints/, losses.csv, health.csv, draws.nc, comparison.nc and
+    report.html.
 
     Args:
         path: the directory.
@@ -95,13 +97,13 @@ class RunDirectory:
 
     def write_losses(self, fits: Mapping[str, Fit]) -> None:
         """losses.csv: fit, player, step, loss."""
-        text = io.StringIO()
-        table = csv.writer(text)
-        table.writerow(["fit", "player", "step", "loss"])
-        for name, fit in fits.items():
-            for player, values in fit.losses.items():
-                table.writerows([name, player, k, f"{v:.6g}"] for k, v in enumerate(values))
-        write_bytes(self.path / "losses.csv", text.getvalue().encode())
+        rows = (
+            [name, player, k, f"{v:.6g}"]
+            for name, fit in fits.items()
+            for player, values in fit.losses.items()
+            for k, v in enumerate(values)
+        )
+        self._write_table("losses.csv", ["fit", "player", "step", "loss"], rows)
 
     def losses(self) -> Losses:
         """What :meth:`write_losses` wrote: fit, player, losses."""
@@ -111,6 +113,32 @@ class RunDirectory:
                 players = found.setdefault(row["fit"], {})
                 players.setdefault(row["player"], []).append(float(row["loss"]))
         return {f: {p: np.array(v) for p, v in players.items()} for f, players in found.items()}
+
+    def write_health(self, fits: Mapping[str, Fit]) -> None:
+        """health.csv: fit, quantity, step, value."""
+        rows = (
+            [name, quantity, int(k), f"{v:.6g}"]
+            for name, fit in fits.items()
+            for quantity, values in fit.health.items()
+            if quantity != "step"
+            for k, v in zip(fit.health["step"], values, strict=True)
+        )
+        self._write_table("health.csv", ["fit", "quantity", "step", "value"], rows)
+
+    def health(self) -> dict[str, Health]:
+        """`Fit.health` by fit, as :meth:`write_health` wrote it; empty where it did not."""
+        if not (self.path / "health.csv").exists():
+            return {}
+        found: dict[str, dict[str, dict[int, float]]] = {}
+        with (self.path / "health.csv").open() as file:
+            for row in csv.DictReader(file):
+                gauge = found.setdefault(row["fit"], {}).setdefault(row["quantity"], {})
+                gauge[int(row["step"])] = float(row["value"])
+        return {
+            fit: {"step": np.array([*next(iter(gauges.values()))])}
+            | {name: np.array([*gauge.values()]) for name, gauge in gauges.items()}
+            for fit, gauges in found.items()
+        }
 
     def write_draws(self, trees: Mapping[str, DataTree], **attrs: Any) -> None:
         """draws.nc: one group per guide, each an ArviZ DataTree.
@@ -141,6 +169,11 @@ class RunDirectory:
         import xarray
 
         return xarray.load_dataset(self._existing("comparison.nc"), engine="h5netcdf")
+
+    def _write_table(self, name: str, header: list[str], rows: Iterable[list[Any]]) -> None:
+        text = io.StringIO()
+        csv.writer(text).writerows([header, *rows])
+        write_bytes(self.path / name, text.getvalue().encode())
 
     def _existing(self, name: str) -> Path:
         path = self.path / name

@@ -14,6 +14,7 @@ from .errors import (
     BadCheckpoint,
     BadInput,
     Diverged,
+    FitWarning,
     Incompatible,
     NeuroguideError,
     NoDensity,
@@ -39,21 +40,28 @@ from .guides.encoder import FullCovarianceEncoder, MeanFieldEncoder
 from .guides.flow import Flow
 from .guides.iterative_gaussian import IterativeGaussian
 from .guides.iterative_poisson import IterativePoisson, OnlinePoisson
+from .guides.noise_mlp import NoiseMLP
 from .guides.nuts import NUTS
 from .guides.poisson_encoder import PoissonEncoder, SemiAmortisedPoisson
 from .guides.random_reservoir import RandomReservoir
+from .guides.recurrent_recognition import RecurrentRecognition
 from .guides.reliability_circuit import MultiLayerCircuit, RecurrentCircuit, SingleLayerCircuit
 from .guides.reservoir import EnergyReservoir, ReservoirSampler
 from .guides.sampler_only import SamplerOnlyCurrent, SamplerOnlyRate
 from .guides.sparse_circuit import ISTA, LCA, SparseLaplace
 from .guides.stochastic_synapses import StochasticSynapses
+from .guides.temporal_recognition import TemporalRecognition
 from .implicit import Implicit
 from .latents import Energies, Latents, ModelLike, Site, Values
 from .objective import Objective, Player
+from .objectives.adversarial import Adversarial, Wasserstein
 from .objectives.elbo import ELBO
+from .objectives.energy_score import EnergyScore
 from .objectives.forward_kl import ForwardKL
 from .objectives.free_energy import FixedPoint, FreeEnergy
 from .objectives.map_energy import HasPosteriorMode, MAPEnergy
+from .objectives.oscillating import Oscillating
+from .objectives.prior_contrastive import PriorContrastive
 from .objectives.reliability import ReliabilityCost
 from .objectives.score_matching import (
     DenoisingScoreMatching,
@@ -62,6 +70,7 @@ from .objectives.score_matching import (
     MixedScore,
     NoiseStaircase,
 )
+from .objectives.wake_sleep import ReweightedWakeSleep
 from .observation import Observation
 from .packed import PackedGuide
 from .sampling import Sampling
@@ -74,6 +83,7 @@ __all__ = [
     "MECHANISMS",
     "NUTS",
     "OBJECTIVES",
+    "Adversarial",
     "AutoMultivariateNormal",
     "AutoNormal",
     "BadCheckpoint",
@@ -84,9 +94,11 @@ __all__ = [
     "Draws",
     "Energies",
     "EnergyReservoir",
+    "EnergyScore",
     "Entropic",
     "ExactScore",
     "Fit",
+    "FitWarning",
     "FixedPoint",
     "Flow",
     "ForwardKL",
@@ -117,19 +129,24 @@ __all__ = [
     "NeuroguideError",
     "NoDensity",
     "NoExactPosterior",
+    "NoiseMLP",
     "NoiseStaircase",
     "Objective",
     "Observation",
     "OnlinePoisson",
+    "Oscillating",
     "OutputError",
     "PackedGuide",
     "Player",
     "PoissonEncoder",
     "PowerLaw",
+    "PriorContrastive",
     "RandomReservoir",
     "RecurrentCircuit",
+    "RecurrentRecognition",
     "ReliabilityCost",
     "ReservoirSampler",
+    "ReweightedWakeSleep",
     "SamplerOnlyCurrent",
     "SamplerOnlyRate",
     "Sampling",
@@ -139,7 +156,9 @@ __all__ = [
     "SparseLaplace",
     "StochasticSynapses",
     "Sum",
+    "TemporalRecognition",
     "Values",
+    "Wasserstein",
     "calibrated_scale",
     "exact",
     "fit",
@@ -179,6 +198,9 @@ GUIDES: Mapping[str, Callable[..., Guide]] = {
     "multi_layer_circuit": MultiLayerCircuit,
     "recurrent_circuit": RecurrentCircuit,
     "stochastic_synapses": StochasticSynapses,
+    "recurrent_recognition": RecurrentRecognition,
+    "noise_mlp": NoiseMLP,
+    "temporal_recognition": TemporalRecognition,
 }
 OBJECTIVES: Mapping[str, type[Objective]] = {
     "elbo": ELBO,
@@ -192,4 +214,10 @@ OBJECTIVES: Mapping[str, type[Objective]] = {
     "fixed_point": FixedPoint,
     "map_energy": MAPEnergy,
     "reliability_cost": ReliabilityCost,
+    "adversarial": Adversarial,
+    "prior_contrastive": PriorContrastive,
+    "wasserstein": Wasserstein,
+    "oscillating": Oscillating,
+    "energy_score": EnergyScore,
+    "reweighted_wake_sleep": ReweightedWakeSleep,
 }

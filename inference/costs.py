@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .errors import BadInput, lookup
+from .guide import check_number, check_positive
 
 __all__ = [
     "GAUSSIAN",
@@ -145,15 +146,15 @@ class PowerLaw(Cost):
         self, rho: float | str, *, scale: float | None = None, coefficient: float | None = None
     ) -> None:
         power = lookup(MECHANISMS, rho, "mechanism") if isinstance(rho, str) else rho
-        _above_zero("rho", power, usual=0.5)
+        check_positive("rho", power, usual=0.5)
         if (scale is None) == (coefficient is None):
             got = "neither" if scale is None else "both"
             raise BadInput("scale, coefficient", expected="one of them", got=got, fix="scale=0.1.")
         if coefficient is None:
             assert scale is not None
-            _above_zero("scale", scale, usual=0.1)
+            check_positive("scale", scale, usual=0.1)
             coefficient = scale**power / power
-        _above_zero("coefficient", coefficient, usual=0.1)
+        check_positive("coefficient", coefficient, usual=0.1)
         object.__setattr__(self, "rho", float(power))
         object.__setattr__(self, "coefficient", float(coefficient))
 
@@ -210,11 +211,9 @@ def mixture(weights: Mapping[str | float, float], *, scale: float) -> Sum:
         BadInput: a weight is negative, or all are zero.
     """
     for name, weight in weights.items():
-        if not 0 <= weight < math.inf:
-            wanted = "a number >= 0"
-            raise BadInput(f"weights[{name!r}]", expected=wanted, got=repr(weight), fix="1.0.")
+        check_number(f"weights[{name!r}]", weight)
     total = sum(weights.values())
-    _above_zero("sum of weights", total, usual=1.0)
+    check_positive("sum of weights", total, usual=1.0)
     laws = [(PowerLaw(name, scale=scale), w / total) for name, w in weights.items() if w > 0]
     return Sum(tuple(PowerLaw(k.rho, coefficient=w * k.coefficient) for k, w in laws))
 
@@ -228,15 +227,9 @@ def calibrated_scale(sd: Tensor, rho: float) -> float:
         sd: of a factorised posterior, 1 / sqrt(H_ii), any shape.
         rho: exponent.
     """
-    _above_zero("rho", rho, usual=0.5)
+    check_positive("rho", rho, usual=0.5)
     power = 2 * rho / (rho + 2)
     return float((sd.double() ** -power).mean() ** (-1 / power))
-
-
-def _above_zero(name: str, value: float, *, usual: float) -> None:
-    if not 0 < value < math.inf:
-        fix = f"{name}={usual:g}."
-        raise BadInput(name, expected="a finite number > 0", got=repr(value), fix=fix)
 
 
 def _double(value: float) -> Tensor:

@@ -10,6 +10,7 @@ __all__ = [
     "BadCheckpoint",
     "BadInput",
     "Diverged",
+    "FitWarning",
     "Incompatible",
     "NeuroguideError",
     "NoDensity",
@@ -61,6 +62,10 @@ class OutputError(NeuroguideError, OSError):
 
 class Diverged(NeuroguideError, ArithmeticError):
     """A loss stopped being finite."""
+
+
+class FitWarning(UserWarning):
+    """A fit has ended, and its gauges say that something went wrong on the way."""
 
 
 def lookup(table: Mapping[str, T], name: str, what: str) -> T:

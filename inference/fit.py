@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import time
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from . import checkpoint as files
 from .errors import BadCheckpoint, BadInput, Incompatible
-from .guide import Guide, HasClosedForm, check_counts
+from .gauges import said
+from .guide import Guide, HasClosedForm, check_counts, check_positive
 from .latents import ModelLike, Values
 from .loop import Batches, Loop, Trainer
 from .objective import Objective
@@ -33,6 +34,9 @@ class Fit:
         guide: the guide, trained in place.
         losses: by player, one loss per step in the objective's units.
         seconds: wall time of the steps, summed over resumed runs.
+        health: gauges that are looked at every 50 steps: their `step`, the norm of each player's
+            gradient, and what the objective has (:meth:`inference.Objective.health`), such as a
+            critic's accuracy, where .5 is chance, and the dispersion of draws, where 1 is right.
         settings: guide, knobs, objective, steps, batch_size, lr, seed, learn_model, and check sums
             of data and model: what must agree for a run to be resumed.
     """
@@ -41,6 +45,12 @@ class Fit:
     losses: dict[str, np.ndarray[Any, Any]]
     seconds: float
     settings: dict[str, Any]
+    health: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What its gauges say that one should know, in sentences: collapse, a lost game."""
+        return said(self.health)
 
     @property
     def steps(self) -> int:
@@ -70,9 +80,18 @@ class Fit:
         run._fill(Path(path), tensors)
         return run
 
+    def _keep(self, path: Path, trainers: list[Trainer]) -> None:
+        """Write a checkpoint to resume from; the guide's weights in it are the averaged ones."""
+        state = {n: v.detach().clone() for t in trainers for n, v in t.state()}
+        with ExitStack() as averages:
+            for t in trainers:
+                averages.enter_context(t.averaged())
+            self._write(path, state)
+
     def _write(self, path: Path, extra: dict[str, Tensor]) -> None:
         tensors = {f"guide/{n}": t for n, t in self.guide.state_dict().items()}
-        tensors |= {f"loss/{n}": torch.from_numpy(v) for n, v in self.losses.items()}
+        for kind, curves in (("loss", self.losses), ("health", self.health)):
+            tensors |= {f"{kind}/{n}": torch.from_numpy(v) for n, v in curves.items()}
         if self.settings["learn_model"]:
             tensors |= {f"model/{n}": t for n, t in self.guide.model.state_dict().items()}
         header = {"settings": self.settings, "seconds": self.seconds, "versions": files.versions()}
@@ -80,6 +99,7 @@ class Fit:
 
     def _fill(self, path: Path, tensors: files.Tensors) -> None:
         self.losses = {n: t.numpy() for n, t in files.subset(tensors, "loss").items()}
+        self.health = {n: t.numpy() for n, t in files.subset(tensors, "health").items()}
         try:
             self.guide.restore(files.subset(tensors, "guide"))
             if self.settings["learn_model"]:
@@ -144,8 +164,7 @@ def fit(
     """
     check_counts(steps=steps, batch_size=batch_size)
     stream(seed)
-    if not 0 < lr < math.inf:
-        raise BadInput("lr", expected="a positive, finite number", got=repr(lr), fix="Try lr=5e-3.")
+    check_positive("lr", lr, usual=5e-3)
     if guide.model is not model:
         raise Incompatible(
             "guide", expected="a guide of this model", got="another's", fix="Build Guide(model)."
@@ -177,7 +196,7 @@ def fit(
 
     def save() -> None:
         if path is not None:
-            run._write(path, {n: v for t in trainers for n, v in t.state()})
+            run._keep(path, trainers)
 
     if isinstance(guide, HasClosedForm):
         _settle(run, guide, chosen, x, z, show=progress)
@@ -255,7 +274,7 @@ def _trainers(
         modules = [player.module] + ([guide.model] if learn_model and name == "guide" else [])
         parameters = [p for m in modules for p in m.parameters() if p.requires_grad]
         if parameters:
-            found.append(Trainer(name, parameters, player.steps, player.lr or lr))
+            found.append(Trainer(name, parameters, player, lr))
     return found
 
 

@@ -108,10 +108,13 @@ class HasNoise(Protocol):
 
 @runtime_checkable
 class HasRsample(Protocol):
-    """Differentiable draws: for adversarial objectives and the energy score."""
+    """Differentiable draws: for adversarial objectives and the energy score.
 
-    def rsample(self, x: Observation) -> Tensor:
-        """One packed draw per problem, (B, D), with gradients."""
+    They are codes (:class:`inference.codes.Codes`): packed latents, where all are continuous.
+    """
+
+    def rsample(self, x: Observation, shape: torch.Size = ...) -> Tensor:
+        """Draws (*shape, B, C) with gradients; by default one per problem, (B, C)."""
 
 
 @runtime_checkable
@@ -280,4 +283,11 @@ def check_number(name: str, value: float, *, least: float = 0.0, usual: float = 
     """Raise :class:`BadInput` unless a number is finite, and at least so large."""
     if not least <= value < math.inf:
         wanted = f"a number >= {least:g}"
+        raise BadInput(name, expected=wanted, got=repr(value), fix=f"{name}={usual:g}.")
+
+
+def check_positive(name: str, value: float, *, usual: float) -> None:
+    """Raise :class:`BadInput` unless a number is finite and above zero."""
+    if not 0 < value < math.inf:
+        wanted = "a positive, finite number"
         raise BadInput(name, expected=wanted, got=repr(value), fix=f"{name}={usual:g}.")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoint import Tensors, optimizer_state, restore_optimizer
-from .errors import Diverged
+from .errors import Diverged, FitWarning
 from .guide import Guide
 from .latents import Values
-from .objective import Objective
+from .objective import Objective, Player
 from .observation import Observation, size, take
 from .progress import bar
 from .seeds import reseed, seeded, stream
@@ -37,18 +39,25 @@ class Trainer:
     Args:
         name: of the player.
         parameters: those that move; no others do.
-        steps: updates per step of the fit.
-        lr: first learning rate.
+        player: how.
+        lr: the fit's first learning rate.
     """
 
-    def __init__(self, name: str, parameters: list[nn.Parameter], steps: int, lr: float) -> None:
-        self.name, self.parameters, self.steps, self.lr = name, parameters, steps, lr
-        self.optimizer = torch.optim.Adam(parameters, lr=lr, fused=True)
+    def __init__(
+        self, name: str, parameters: list[nn.Parameter], player: Player, lr: float
+    ) -> None:
+        self.name, self.parameters, self.player = name, parameters, player
+        self.lr = player.lr or player.rate * lr
+        self.optimizer = torch.optim.Adam(parameters, lr=self.lr, betas=player.betas, fused=True)
+        self.average = [p.detach().clone() for p in parameters] if player.averaging else []
+        self.updates = torch.zeros(())
+        self.norm = torch.zeros(())
 
     def update(self, loss: Tensor, rate: float) -> None:
         """One step down this player's loss at `rate` times the first learning rate."""
         gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
-        norm = nn.utils.get_total_norm([g for g in gradients if g is not None])
+        known = [g for g in gradients if g is not None]
+        self.norm = norm = nn.utils.get_total_norm(known)
         if not torch.isfinite(norm + loss.detach()):
             raise Diverged(
                 f"gradient of player {self.name!r}",
@@ -56,23 +65,53 @@ class Trainer:
                 got=f"norm {norm.item()} at loss {loss.item():.4g}",
                 fix="Lower lr, or look for latents or observations far outside the model's range.",
             )
+        if norm > self.player.steepest:
+            torch._foreach_mul_(known, float(self.player.steepest / norm))
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
         self.optimizer.param_groups[0]["lr"] = self.lr * rate
         self.optimizer.step()
         self.optimizer.zero_grad()
+        if self.average:
+            self.updates += 1  # early on the average is young: it forgets the start at once
+            decay = min(self.player.averaging, float(self.updates / (self.updates + 9)))
+            torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
+
+    def settle(self) -> None:
+        """Put the averages in the parameters' place, where there are any."""
+        with torch.no_grad():
+            for parameter, mean in zip(self.parameters, self.average, strict=False):
+                parameter.copy_(mean)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The averages in the parameters' place, for a while."""
+        raw = [p.detach().clone() for p in self.parameters]
+        self.settle()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for parameter, value in zip(self.parameters, raw, strict=True):
+                    parameter.copy_(value)
 
     def state(self) -> Iterator[tuple[str, Tensor]]:
-        """Parameters and optimiser by name, for a checkpoint."""
+        """Parameters, averages and optimiser by name, for a checkpoint."""
         for k, parameter in enumerate(self.parameters):
             yield f"player/{self.name}/{k}", parameter
+        for k, mean in enumerate(self.average):
+            yield f"average/{self.name}/{k}", mean
+        if self.average:
+            yield f"updates/{self.name}", self.updates
         yield from optimizer_state(self.name, self.optimizer)
 
     def restore(self, tensors: Tensors) -> None:
         """Undo :meth:`state`."""
+        self.updates = tensors.get(f"updates/{self.name}", self.updates)
         with torch.no_grad():
-            for k, parameter in enumerate(self.parameters):
-                parameter.copy_(tensors[f"player/{self.name}/{k}"])
+            for kind, values in (("player", self.parameters), ("average", self.average)):
+                for k, value in enumerate(values):
+                    value.copy_(tensors[f"{kind}/{self.name}/{k}"])
         restore_optimizer(self.name, self.optimizer, tensors)
 
 
@@ -130,6 +169,15 @@ class Batches:
         made = None if self.z is None else {n: v[rows] for n, v in self.z.items()}
         return take(self.x, rows), made
 
+    def several(self, k: int, n: int) -> list[tuple[Observation, Values | None]]:
+        """Batches k to k + n - 1; those from the joint in one call of the model."""
+        if self.x is not None or self.whole:
+            return [self(k + i) for i in range(n)]
+        rows = (torch.arange(n * self.size) + k * self.size) % size(self.like)
+        z, x = self.latents.simulate(take(self.like, rows))
+        cuts = [slice(i * self.size, (i + 1) * self.size) for i in range(n)]
+        return [(take(x, cut), {name: v[cut] for name, v in z.items()}) for cut in cuts]
+
 
 class Loop:
     """Runs a fit from where it stands to its last step.
@@ -156,13 +204,15 @@ class Loop:
         self.objective = objective.to(next(iter(trainers)).parameters[0].device)
         size, rows = fit.settings["batch_size"], objective.subsamples and fit.guide.takes_rows
         self.batches = Batches(fit.guide, x, size, fit.seed, z, rows=rows)
-        objective.share = self.batches.share
-        self.updates = sum(t.steps for t in trainers)
+        objective.share, objective.learn_model = self.batches.share, fit.settings["learn_model"]
+        self.updates = sum(t.player.steps for t in trainers)
         self.steps: int = fit.settings["steps"]
         self.losses = {t.name: torch.full((self.steps,), math.nan) for t in trainers}
         for name, old in fit.losses.items():
             self.losses[name][: len(old)] = torch.from_numpy(old)
+        self.health = {name: list(values) for name, values in fit.health.items()}
         self.done, self.midway = fit.steps, False
+        self.batch: tuple[Observation, Values | None] | None = None
 
     def run(self, *, show: bool, title: str) -> None:
         """All remaining steps, with a bar and a checkpoint every ten seconds."""
@@ -173,6 +223,7 @@ class Loop:
             self.fit.seconds = before + time.perf_counter() - began
             done = {n: v[: self.done].numpy().astype(np.float32) for n, v in self.losses.items()}
             self.fit.losses = done
+            self.fit.health = {n: np.array(v, np.float32) for n, v in self.health.items()}
             self.save()
 
         with (
@@ -189,35 +240,40 @@ class Loop:
                         keep()
                         saved = time.perf_counter()
                 self.look()
+                keep()
             except KeyboardInterrupt:
                 if not self.midway:  # half a step would be taken twice
                     keep()
                 raise
             finally:
                 self.fit.guide.eval()
-        keep()
+        for trainer in self.trainers:
+            trainer.settle()
+        for sentence in self.fit.warnings:
+            warnings.warn(f"{title}: {sentence}", FitWarning, stacklevel=3)
 
     def step(self, step: int) -> None:
         """One step: every player's updates, each on a fresh batch."""
         reseed(self.fit.seed, 0, step)
         warm = min(1.0, (step + 1) / (WARM_UP * self.steps))
         rate = warm * 0.5 * (1 + math.cos(math.pi * step / self.steps))
-        model, guide, k = self.fit.guide.model, self.fit.guide, step * self.updates
+        model, guide = self.fit.guide.model, self.fit.guide
         self.objective.progress = step / self.steps
+        batches = iter(self.batches.several(step * self.updates, self.updates))
         for trainer in self.trainers:
-            for _ in range(trainer.steps):
-                loss = self.objective(model, guide, *self.batches(k))[trainer.name]
+            for _ in range(trainer.player.steps):
+                self.batch = next(batches)
+                loss = self.objective.loss(trainer.name, model, guide, *self.batch)
                 self.midway = True
                 trainer.update(loss, rate)
-                k += 1
             self.losses[trainer.name][step] = loss.detach()
         self.done, self.midway = step + 1, False
 
     def look(self) -> str:
-        """Mean losses of the latest steps, for the bar.
+        """Mean losses of the latest steps and gauges, for the bar.
 
         Raises:
-            Diverged: one of them is not finite.
+            Diverged: a loss is not finite.
         """
         notes = []
         for name, values in self.losses.items():
@@ -230,4 +286,15 @@ class Loop:
                     fix="Lower lr, or look for latents or observations outside the support.",
                 )
             notes.append(f"{name} {recent.mean():.4g}")
+        if self.batch is not None and self.done not in self.health.get("step", []):
+            notes += [f"{name} {value:.2g}" for name, value in self.examine().items()]
         return "  ".join(notes)
+
+    def examine(self) -> dict[str, float]:
+        """The objective's gauges on the latest batch, kept beside the norms of gradients."""
+        assert self.batch is not None
+        found = self.objective.health(self.fit.guide.model, self.fit.guide, *self.batch)
+        norms = {f"gradient {t.name}": float(t.norm) for t in self.trainers}
+        for name, value in ({"step": float(self.done)} | norms | found).items():
+            self.health.setdefault(name, []).append(value)
+        return found

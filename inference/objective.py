@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -25,11 +26,20 @@ class Player:
         module: whose parameters move.
         steps: updates per step of the fit, each on a fresh batch.
         lr: own learning rate; by default the fit's.
+        rate: factor of the fit's learning rate, where there is no own one.
+        betas: decays of Adam's averages of gradients and their squares.
+        steepest: norm to which larger gradients are cut.
+        averaging: decay, per update, of a running average of the parameters that takes their place
+            when the fit is over; 0 for none.
     """
 
     module: nn.Module
     steps: int = 1
     lr: float | None = None
+    rate: float = 1.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    steepest: float = math.inf
+    averaging: float = 0.0
 
 
 class Objective(nn.Module):
@@ -47,6 +57,7 @@ class Objective(nn.Module):
         subsamples: can be trained on some of the rows of one data set, of which `share` tells.
         progress: share of the fit that is done, in [0, 1), for schedules; set by the loop.
         share: of the rows of one data set that a batch has; set by the loop.
+        learn_model: the model's parameters move, too; set by the loop.
     """
 
     needs: ClassVar[type]
@@ -57,6 +68,7 @@ class Objective(nn.Module):
     subsamples: ClassVar[bool] = False
     progress: float = 0.0
     share: float = 1.0
+    learn_model: bool = False
 
     def __init__(self, **knobs: Any) -> None:
         super().__init__()
@@ -78,6 +90,18 @@ class Objective(nn.Module):
             z: the latents that made x, where the batch was drawn from the joint.
         """
         raise NotImplementedError
+
+    def loss(
+        self, player: str, model: ModelLike, guide: Guide, x: Observation, z: Values | None = None
+    ) -> Tensor:
+        """The loss of one player: games need not compute the others'."""
+        return self(model, guide, x, z)[player]  # type: ignore[no-any-return]
+
+    def health(
+        self, model: ModelLike, guide: Guide, x: Observation, z: Values | None = None
+    ) -> dict[str, float]:
+        """Gauges that say whether the fit goes well, looked at now and then; by default none."""
+        return {}
 
     def check(self, guide: Guide, *, joint: bool, learn_model: bool) -> None:
         """Refuse, before the first step, what cannot work.

@@ -62,9 +62,9 @@ class PackedGuide(Guide):
         log_q: Tensor = self.distribution(x).log_prob(u)
         return log_q - log_jacobian
 
-    def rsample(self, x: Observation) -> Tensor:
-        """One differentiable packed draw per problem, (B, D)."""
-        u: Tensor = self.distribution(x).rsample()
+    def rsample(self, x: Observation, shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        """Differentiable packed draws (*shape, B, D)."""
+        u: Tensor = self.distribution(x).rsample(shape)
         return u
 
     def draw(

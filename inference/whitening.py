@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .guides.encoder import centre_and_scale, squash
+from .units import centre_and_scale, squash
 
 __all__ = ["Whitening"]
 

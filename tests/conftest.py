@@ -6,8 +6,10 @@ import numpy as np
 import pyro
 import pytest
 import torch
+from threadpoolctl import threadpool_limits
 
 import zoo
+from inference.seeds import seeded
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +30,20 @@ def _globals():
         pyro.settings.get("module_local_params"),
         torch.get_num_threads(),
     )
+
+
+@pytest.fixture
+def same_noise():
+    """Torch's generators start from the same seed, and are put back."""
+    with seeded(0):
+        yield
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Threads that wait for a busy core make small problems a hundred times slower."""
+    with threadpool_limits(1):
+        yield
 
 
 @pytest.fixture(scope="session")

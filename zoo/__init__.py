@@ -21,6 +21,7 @@ from .eight_schools import EightSchools
 from .exact import ClosedForm, Enumerated
 from .explaining_away import ExplainingAway
 from .factor_analysis import FactorAnalysis
+from .four_neurons import FourNeurons
 from .gaussian_linear import GaussianLinear
 from .gaussian_linear_uniform import GaussianLinearUniform
 from .gaussian_mixture_latents import GaussianMixtureLatents
@@ -29,6 +30,7 @@ from .gaussian_video import GaussianVideo
 from .gibbs import Gibbs
 from .hidden_markov import HiddenMarkov
 from .laplace_mixture import LaplaceMixture
+from .layered_gaussian import LayeredGaussian
 from .linear_gaussian import LinearGaussian, LinearGaussianPosterior
 from .log_concave import LogConcave
 from .logistic_regression import LogisticRegression
@@ -43,6 +45,7 @@ from .poisson_coding import PoissonCoding
 from .product import Product
 from .quadrature import Quadrature
 from .rectified_coding import RectifiedCoding
+from .recurrent_generator import RecurrentGenerator
 from .ring import Ring
 from .scale_mixture import ObservedContrast, ScaleMixture
 from .slcp import SLCP
@@ -74,6 +77,7 @@ __all__ = [
     "ExplainingAway",
     "FactorAnalysis",
     "ForwardBackward",
+    "FourNeurons",
     "GaussianLinear",
     "GaussianLinearUniform",
     "GaussianMixture",
@@ -83,6 +87,7 @@ __all__ = [
     "Gibbs",
     "HiddenMarkov",
     "LaplaceMixture",
+    "LayeredGaussian",
     "LinearGaussian",
     "LinearGaussianPosterior",
     "LogConcave",
@@ -101,6 +106,7 @@ __all__ = [
     "Product",
     "Quadrature",
     "RectifiedCoding",
+    "RecurrentGenerator",
     "Ring",
     "ScaleMixture",
     "SparseCoding",
@@ -129,6 +135,9 @@ MODELS: Mapping[str, type[Model]] = {
     "banana": Banana,
     "product": Product,
     "continuous_sprinkler": ContinuousSprinkler,
+    "four_neurons": FourNeurons,
+    "layered_gaussian": LayeredGaussian,
+    "recurrent_generator": RecurrentGenerator,
     "sparse_coding": SparseCoding,
     "spike_and_slab": SpikeAndSlab,
     "scale_mixture": ScaleMixture,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import NoReturn, TypeVar
@@ -14,7 +13,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
 from inference.errors import BadInput, NoExactPosterior, lookup
-from inference.guide import check_counts
+from inference.guide import check_counts, check_positive
 from inference.latents import Values
 from inference.observation import Observation
 
@@ -115,8 +114,7 @@ class BayesianMLP(Model):
         layers = (hidden,) if isinstance(hidden, int) else tuple(hidden)
         for units in layers:
             check_counts(hidden=units)
-        if not 0 < rate < math.inf:
-            raise BadInput("rate", expected="a number > 0", got=repr(rate), fix="rate=1.0.")
+        check_positive("rate", rate, usual=1.0)
         self.prior = lookup(PRIORS, prior, "prior")
         images, labels, classes = _labelled(digits() if data is None else data)
         n = (FEW if data is None else len(images)) if rows is None else rows

@@ -113,6 +113,11 @@ class GaussianVideo(Model):
         """The video without noise: latents (..., B, T) to (..., B, T, F)."""
         return self.mean + z["z"][..., None] * self.slope
 
+    @property
+    def hidden(self) -> Tensor:
+        """Which pixels of which frames are occluded, (T, F)."""
+        return (self.scale > self.scale.min()).expand(len(self.sd), len(self.mean))
+
     def linear_gaussian(self, x: Observation) -> tuple[LinearGaussian, Tensor]:
         """The system: all frames side by side, each with weights C for its own time."""
         assert isinstance(x, Tensor)

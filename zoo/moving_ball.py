@@ -110,6 +110,11 @@ class MovingBall(Model):
         cell = z // 4
         return torch.stack([cell // self.side, cell % self.side], -1)
 
+    @property
+    def hidden(self) -> Tensor:
+        """Which pixels of which frames are behind the occluder, (T, F)."""
+        return (self.frames == self.frames[:1]).all(0).expand(self.steps, -1)
+
     def state(self, row: int, column: int, velocity: tuple[int, int]) -> int:
         """The state at a position with a velocity (down, right), each -1 or 1."""
         down, right = velocity

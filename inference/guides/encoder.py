@@ -15,6 +15,7 @@ from ..noise import CorrelatedNoise, PrivateNoise
 from ..objectives.elbo import ELBO
 from ..observation import Observation, flatten
 from ..seeds import seeded
+from ..units import Units, pilot, squash
 
 __all__ = ["Encoder", "FullCovarianceEncoder", "MeanFieldEncoder"]
 
@@ -22,17 +23,14 @@ SOFTPLUS_ONE = math.log(math.e - 1)  # softplus(SOFTPLUS_ONE) = 1: encoders star
 SMALLEST = (
     1e-4  # floor of a scale, in prior scales: no overflow for observations far from the joint
 )
-SCALING_DRAWS = 512  # joint draws that set the units of inputs and outputs
 
 
-class Encoder(nn.Module):
+class Encoder(Units):
     """x to `outputs` numbers, the first D of them a mean, all zero at the start.
 
     A multilayer perceptron gives them all and a linear map adds to the mean. The perceptron sees
     inputs squashed at ten scales, so that one pixel far from the model cannot upset a covariance.
-
-    Inputs are standardised, and packed latents get their prior centre and scale, both by quantiles
-    of draws from the joint (heavy tails and counts would ruin moments).
+    Inputs are standardised, and packed latents get their prior centre and scale.
 
     Args:
         latents: of the model; names the problem and makes the draws.
@@ -41,20 +39,9 @@ class Encoder(nn.Module):
         seed: of the initial weights.
     """
 
-    x_loc: Tensor
-    x_scale: Tensor
-    u_loc: Tensor
-    u_scale: Tensor
-
     def __init__(self, latents: Latents, outputs: int, hidden: tuple[int, ...], seed: int) -> None:
-        super().__init__()
-        z, x = latents.joint(SCALING_DRAWS if latents.plated else 32, seed=0)
-        n = next(iter(z.values())).shape[0]
-        features = flatten(x, n)
-        for name, t in (("x", features), ("u", latents.pack(z)[0])):
-            loc, scale = centre_and_scale(t)
-            self.register_buffer(f"{name}_loc", loc)
-            self.register_buffer(f"{name}_scale", scale)
+        features, z = pilot(latents)
+        super().__init__(features, latents.pack(z)[0])
         widths = [features.shape[1], *hidden, outputs]
         layers: list[nn.Module] = []
         with seeded(seed):
@@ -73,23 +60,6 @@ class Encoder(nn.Module):
         deep: Tensor = self.deep(squash(scaled))
         d = self.linear.out_features
         return torch.cat([deep[..., :d] + self.linear(scaled), deep[..., d:]], -1)
-
-    def standardise(self, features: Tensor) -> Tensor:
-        """Features with centre 0 and scale 1 under the joint."""
-        return (features - self.x_loc) / self.x_scale
-
-
-def squash(scaled: Tensor) -> Tensor:
-    """Nearly the identity within a few scales, bounded by ten."""
-    return 10 * torch.tanh(scaled / 10)
-
-
-def centre_and_scale(t: Tensor) -> tuple[Tensor, Tensor]:
-    """Median and half the central 68 % range; sd, then 1, where that range is empty."""
-    low, mid, high = torch.quantile(t, t.new_tensor([0.16, 0.5, 0.84]), dim=0)
-    scale = (high - low) / 2
-    scale = torch.where(scale > 0, scale, t.std(0))
-    return mid, torch.where(scale > 0, scale, torch.ones_like(scale))
 
 
 class MeanFieldEncoder(PrivateNoise):

@@ -13,7 +13,8 @@ from ..objectives.forward_kl import ForwardKL
 from ..observation import Observation, flatten
 from ..packed import PackedGuide
 from ..seeds import seeded
-from .encoder import Encoder, gaussian_head, squash
+from ..units import squash
+from .encoder import Encoder, gaussian_head
 
 __all__ = ["Flow"]
 

@@ -20,6 +20,7 @@ from ..noise import CorrelatedNoise, PrivateNoise
 from ..objectives.reliability import ReliabilityCost
 from ..observation import Observation, flatten
 from ..seeds import seeded
+from ..units import Units, pilot
 from .encoder import Encoder, MeanFieldEncoder, positive
 
 __all__ = ["MultiLayerCircuit", "RecurrentCircuit", "SingleLayerCircuit"]
@@ -29,12 +30,17 @@ WEAK = 0.3  # root mean square of what interneurons do to a neuron at the start
 FOREVER = 50.0  # time constants: exp(-50) of the start is less than rounding
 
 
-class _Readout(Encoder):
-    """An encoder without its perceptron: linear in standardised x, zero at the start."""
+class _Readout(Units):
+    """Linear in standardised x, zero at the start."""
 
     def __init__(self, latents: Latents) -> None:
-        super().__init__(latents, latents.size, (), 0)
-        del self.deep
+        features, z = pilot(latents)
+        super().__init__(features, latents.pack(z)[0])
+        with seeded(0):  # leaves the global generator alone; the weights are zero
+            self.linear = nn.Linear(features.shape[1], latents.size)
+        for parameter in self.linear.parameters():
+            nn.init.zeros_(parameter)
+        self.to(features.dtype)
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, F) to (B, D)."""

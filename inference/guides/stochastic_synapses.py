@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
 from ..bound import BoundGuide
-from ..errors import BadInput, lookup
-from ..guide import check_number
+from ..errors import lookup
+from ..guide import check_number, check_positive
 from ..latents import Energies, Latents, ModelLike
 from ..local import Inputs, Run
 from ..magnitude import Priors
@@ -86,9 +86,7 @@ class StochasticSynapses(BoundGuide, PrivateNoise):
     ) -> None:
         super().__init__(model, noise=noise, scale=scale, spread=spread, local=local, seed=seed)
         self.sharers = lookup(NOISE, noise, "noise")(self.latents)
-        if not 0 < scale < math.inf:
-            wanted = "a finite number > 0"
-            raise BadInput("scale", expected=wanted, got=repr(scale), fix="scale=0.1.")
+        check_positive("scale", scale, usual=0.1)
         check_number("spread", spread, usual=0.1)
         self.scale, self.spread, self.local, self.seed = scale, spread, local, seed
         self.priors: dict[str, Priors] = {}

@@ -1,0 +1,184 @@
+"""Games of two players: a guide, and a critic that tells its draws from the model's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from .codes import Codes
+from .critic import Critic, critic_for
+from .energy import energy_score
+from .errors import BadInput
+from .gauges import dispersion, ordered
+from .guide import HasRsample, check_counts, check_number
+from .objective import Objective, Player
+from .observation import Observation, flatten
+
+if TYPE_CHECKING:
+    from .guide import Guide
+    from .latents import ModelLike, Values
+
+__all__ = ["Game", "energy_loss", "logistic", "slopes"]
+
+LAST_PENALTY = 0.1  # share of the gradient penalty that is left at the end
+MOMENTUM = (0.5, 0.99)  # of Adam, both players: a game has no use for long memories
+STEEPEST = 10.0  # largest norm of a player's gradient
+
+
+class Game(Objective):
+    """Base of the adversarial objectives: who plays, the warm start, learning the model, health.
+
+    Subclasses say what the critic compares, by `critic_loss` and `guide_loss`.
+
+    Args:
+        hidden: widths of the critic's hidden layers.
+        critic_steps: its updates for each one of the guide.
+        critic_rate: its learning rate, in units of the fit's.
+        penalty: weight of the penalty on the critic's gradient.
+        warm_up: share of the steps in which the guide follows the energy score, while the critic
+            learns already.
+        averaging: decay of the running average of the guide's weights, which is what `fit` returns.
+        seed: of the critic's initial weights.
+        **knobs: of the subclass; kept in checkpoints.
+    """
+
+    needs = HasRsample
+    learns_model = True
+    remedy = "It takes a guide that can be sampled with gradients, such as RecurrentRecognition."
+
+    def __init__(
+        self,
+        *,
+        hidden: tuple[int, ...] = (128, 128),
+        critic_steps: int = 2,
+        critic_rate: float = 2.0,
+        penalty: float = 0.02,
+        warm_up: float = 0.2,
+        averaging: float = 0.999,
+        seed: int = 0,
+        **knobs: Any,
+    ) -> None:
+        super().__init__(
+            hidden=hidden, critic_steps=critic_steps, critic_rate=critic_rate, penalty=penalty,
+            warm_up=warm_up, averaging=averaging, seed=seed, **knobs,
+        )  # fmt: skip
+        check_counts(critic_steps=critic_steps)
+        check_number("critic_rate", critic_rate, usual=2.0)
+        check_number("penalty", penalty, usual=0.02)
+        for name, share in (("warm_up", warm_up), ("averaging", averaging)):
+            if not 0 <= share < 1:
+                raise BadInput(name, expected="a share in [0, 1)", got=repr(share), fix="Try 0.2.")
+        self.hidden, self.seed = hidden, seed
+        self.critic_steps, self.critic_rate = critic_steps, critic_rate
+        self.penalty, self.warm_up, self.averaging = penalty, warm_up, averaging
+
+    # ---------------------------------------------------------------------------- who plays
+
+    def players(self, guide: Guide) -> dict[str, Player]:
+        """The critic first, so that the guide follows what it has just learned."""
+        self.judge = critic_for(guide, guide.latents, self.hidden, self.seed)
+        self.critic = self.critics(guide)
+        critic = Player(self.critic, steps=self.critic_steps, rate=self.critic_rate)
+        players = {"critic": critic, "guide": Player(guide, averaging=self.averaging)}
+        return {n: replace(p, betas=MOMENTUM, steepest=STEEPEST) for n, p in players.items()}
+
+    def critics(self, guide: Guide) -> nn.Module:
+        """Whoever learns to tell draws; by default one critic of pairs (x, c)."""
+        return self.judge
+
+    # --------------------------------------------------------------------------- what it pays
+
+    def forward(
+        self, model: ModelLike, guide: Guide, x: Observation, z: Values | None = None
+    ) -> dict[str, Tensor]:
+        """{"critic": its loss, "guide": its loss}."""
+        return {n: self.loss(n, model, guide, x, z) for n in ("critic", "guide")}
+
+    def loss(
+        self, player: str, model: ModelLike, guide: Guide, x: Observation, z: Values | None = None
+    ) -> Tensor:
+        """The loss of one player; the other's is not computed."""
+        if player == "critic":
+            return self.critic_loss(guide, x, z)
+        if self.progress < self.warm_up:
+            return energy_loss(self.judge, guide, *self.dreams(guide, x, z))
+        c = cast(HasRsample, guide).rsample(x)
+        loss = self.guide_loss(guide, x, c)
+        return loss + self.model_loss(guide, x, c) if self.learn_model else loss
+
+    def critic_loss(self, guide: Guide, x: Observation, z: Values | None) -> Tensor:
+        """What the critic minimises."""
+        raise NotImplementedError
+
+    def guide_loss(self, guide: Guide, x: Observation, c: Tensor) -> Tensor:
+        """What the guide minimises after the warm-up; c are its draws, (B, C), with gradients."""
+        raise NotImplementedError
+
+    def model_loss(self, guide: Guide, x: Observation, c: Tensor) -> Tensor:
+        """-log p(x, z) at the guide's draws: its gradient is that of KL(q || p) for the model."""
+        z = Codes(guide.latents, type(self).__name__).decode(c.detach())
+        return -guide.latents.log_joint(z, x).mean()
+
+    def dreams(self, guide: Guide, x: Observation, z: Values | None) -> tuple[Observation, Values]:
+        """Draws from the joint: the batch itself, or new ones with the inputs of the data x."""
+        if z is None:
+            z, x = guide.latents.simulate(x)
+        return x, z
+
+    @property
+    def gamma(self) -> float:
+        """The penalty's weight now."""
+        return float(self.penalty * LAST_PENALTY**self.progress)
+
+    # ----------------------------------------------------------------------------- its health
+
+    def scores(self, guide: Guide, x: Observation, z: Values | None) -> tuple[Tensor, Tensor]:
+        """The critic's scores of wake and sleep, each (B, parts)."""
+        raise NotImplementedError
+
+    def health(
+        self, model: ModelLike, guide: Guide, x: Observation, z: Values | None = None
+    ) -> dict[str, float]:
+        """Accuracy of the critic, and dispersion of the guide's draws."""
+        with torch.no_grad():
+            found = {"accuracy": ordered(*self.scores(guide, x, z))}
+        return found | {"dispersion": dispersion(guide, *self.dreams(guide, x, z))}
+
+
+def logistic(critic: nn.Module, seen: list[Tensor], gamma: float) -> Tensor:
+    """A critic's loss: softplus(-T) of wake, softplus(T) of sleep, and (gamma / 2) |dT|^2 of both.
+
+    The best T is the log ratio of wake over sleep.
+
+    Args:
+        critic: gives scores T.
+        seen: its inputs, each (2 B, ...), wake above sleep.
+        gamma: weight of the penalty on slopes.
+    """
+    seen = [t.requires_grad_() for t in seen]
+    score = critic(*seen)
+    wake, sleep = score.chunk(2)
+    loss: Tensor = softplus(-wake).mean() + softplus(sleep).mean()
+    return loss + gamma * slopes(score, seen).mean()
+
+
+def slopes(score: Tensor, seen: list[Tensor]) -> Tensor:
+    """|dT|^2 of each pair that was scored, (B,), itself differentiable."""
+    gradients = torch.autograd.grad(score.sum(), seen, create_graph=True)
+    return torch.stack([g.square().sum(-1) for g in gradients]).sum(0)
+
+
+def energy_loss(
+    judge: Critic, guide: Guide, x: Observation, z: Values, *, draws: int = 4
+) -> Tensor:
+    """Mean energy score of a guide on draws from the joint, in the judge's units."""
+    lat = guide.latents
+    standard = judge.standardise(flatten(x, lat.problems(x)))
+    c = cast(HasRsample, guide).rsample(x, torch.Size([draws]))
+    truth = Codes(lat, "energy score").encode(z)
+    parts = [judge.apart(judge.relative(t, standard)) for t in (c, truth)]
+    return energy_score(*parts).sum(-1).mean()

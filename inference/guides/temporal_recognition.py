@@ -1,0 +1,215 @@
+"""A recognition network for sequences: what was and what will be, then one step after another."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad, silu
+
+from ..codes import Codes
+from ..critic import Critic, perceptron
+from ..errors import Incompatible
+from ..guide import check_counts
+from ..latents import Latents, ModelLike
+from ..observation import Observation, flatten, parts
+from ..recognition import Recognition
+from ..units import squash
+
+__all__ = ["TemporalCritic", "TemporalRecognition"]
+
+WINDOW = 5  # steps that the first layer of a critic sees at once
+
+
+class TemporalRecognition(Recognition):
+    """Draws a path step by step, each step with fresh noise, from summaries of the observations.
+
+    f_t, b_t = summaries of x_1..t and of x_t..T, by recurrent networks (GRU);
+    s_t = tanh(W [f_t, b_t] + W_z c_t-1 + W_e e_t + b), e_t ~ Normal(0, I);
+    c_t = (V x)_t + out([s_t, f_t, b_t, c_t-1]) for t = 1 ... T, c_0 = 0.
+
+    Every step sees the one before it, so paths can have any correlation in time: it smooths. With
+    `causal=True` it filters: there are no b_t and no c_t-1, and c_t is a draw of what can be known
+    at time t of the present, p(z_t given x_1..t). Steps are then judged one by one, for together
+    such draws are no path.
+
+    Args:
+        model: the first axis of the observation and of every site, after the problem axis, is time.
+        neurons: in each summary, and in s_t.
+        noises: numbers in each e_t.
+        causal: whether to filter.
+        temperature: of the relaxed gradient of discrete states.
+        seed: of the initial weights.
+
+    Raises:
+        Incompatible: a site or the observation has no time axis, or another one.
+
+    References:
+        Learning to infer in recurrent biological networks (Benjamin & Kording, 2021), who learn
+        from video https://arxiv.org/abs/2006.10811
+        Sequential neural models with stochastic layers (Fraccaro et al., 2016), for the two
+        summaries https://arxiv.org/abs/1605.07571
+
+    Differences:
+        The paper's network for video was not available; this one is ours.
+    """
+
+    order: Tensor
+
+    def __init__(
+        self,
+        model: ModelLike,
+        *,
+        neurons: int = 48,
+        noises: int = 8,
+        causal: bool = False,
+        temperature: float = 0.5,
+        seed: int = 0,
+    ) -> None:
+        check_counts(neurons=neurons, noises=noises)
+        super().__init__(
+            model, neurons=neurons, noises=noises, causal=causal, temperature=temperature, seed=seed
+        )
+
+    def build(self, features: int, codes: int, **knobs: Any) -> None:
+        """The layers, and where in a code each step is."""
+        self.duration = _duration(self.latents)
+        self.register_buffer("order", _order(self.codes, self.duration))
+        self.causal = knobs["causal"]
+        n, inputs, each = knobs["neurons"], features // self.duration, codes // self.duration
+        self.noises = max(each, knobs["noises"])
+        self.past = nn.GRU(inputs, n, batch_first=True)
+        self.future = None if self.causal else nn.GRU(inputs, n, batch_first=True)
+        known = n if self.causal else 2 * n + each
+        self.inward = nn.Linear(known + self.noises, n)
+        self.outward = nn.Linear(known + n, each)
+        self.linear.requires_grad_(not self.causal)  # V, which is zero, would look ahead
+
+    def rsample(self, x: Observation, shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        """Differentiable codes (*shape, B, C), drawn step by step."""
+        standard = self.units.standardise(flatten(x, self.latents.problems(x)))
+        summary, direct = self.summarise(squash(standard)), self.in_steps(self.linear(standard))
+        summary = summary.expand(*shape, *summary.shape)
+        e = summary.new_empty(*summary.shape[:-1], self.noises).normal_()
+        loc, scale = self.in_steps(self.units.u_loc), self.in_steps(self.units.u_scale)
+        if self.causal:
+            found = self._step(summary, e, direct, loc, scale)
+        else:
+            steps, c = [], torch.zeros_like(direct[:, 0].expand(*shape, *direct[:, 0].shape))
+            for t in range(self.duration):
+                known = torch.cat([summary[..., t, :], c], -1)
+                steps.append(self._step(known, e[..., t, :], direct[:, t], loc[t], scale[t]))
+                c = (steps[-1] - loc[t]) / scale[t]
+            found = torch.stack(steps, -2)
+        code: Tensor = found.flatten(-2)[..., self.order.argsort()]
+        return code
+
+    def summarise(self, standard: Tensor) -> Tensor:
+        """Features (B, F) to summaries of past and future at each step, (B, T, N or 2 N)."""
+        x = standard.reshape(len(standard), self.duration, -1)
+        past: Tensor = self.past(x)[0]
+        if self.future is None:
+            return past
+        return torch.cat([past, self.future(x.flip(1))[0].flip(1)], -1)
+
+    def in_steps(self, c: Tensor) -> Tensor:
+        """Codes (..., C), site by site, as (..., T, C / T)."""
+        steps: Tensor = c[..., self.order].unflatten(-1, (self.duration, -1))
+        return steps
+
+    def _step(self, known: Tensor, e: Tensor, direct: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
+        state = torch.tanh(self.inward(torch.cat([known, e], -1)))
+        raw = loc + scale * (direct + self.outward(torch.cat([known, state], -1)))
+        return self.codes.emit(raw, self.temperature, steps=self.duration)
+
+    def critic(
+        self, features: Tensor, codes: Tensor, hidden: tuple[int, ...], seed: int, *, guess: bool
+    ) -> TemporalCritic:
+        """A critic that looks at neighbouring steps, or at each step with its past."""
+        return TemporalCritic(
+            features, codes, hidden, seed, guess=guess and not self.causal, guide=self
+        )
+
+
+class TemporalCritic(Critic):
+    """Scores sequences by convolutions over time, the sum of the steps' scores.
+
+    Energy scores are those of steps and their neighbours: as each step of the guide sees no more of
+    the path than the step before it, these determine the law of the path, and a sum over many of
+    them is easier to learn from than one distance between long paths.
+
+    For a guide that filters it scores each step apart, from x up to then and the code of that step.
+
+    Args:
+        features: of pilot draws from the joint, (n, F).
+        codes: their codes, (n, C).
+        hidden: channels of the layers, whose reach grows twofold.
+        seed: of the initial weights.
+        guess: whether codes are seen as residuals of a linear guess.
+        guide: what it judges.
+    """
+
+    guide: TemporalRecognition
+
+    def __init__(
+        self, features: Tensor, codes: Tensor, hidden: tuple[int, ...], seed: int, *, guess: bool,
+        guide: TemporalRecognition,
+    ) -> None:  # fmt: skip
+        self.__dict__["guide"] = guide
+        super().__init__(features, codes, hidden, seed, guess=guess)
+
+    def build(self, features: int, codes: int, hidden: tuple[int, ...]) -> None:
+        """The layers."""
+        t, causal = self.guide.duration, self.guide.causal
+        inputs, each = features // t, codes // t
+        widths = [inputs if causal else inputs + each, *hidden, hidden[-1]]
+        self.layers = nn.ModuleList(
+            nn.Conv1d(a, b, WINDOW, dilation=2**k) for k, (a, b) in enumerate(pairwise(widths))
+        )
+        self.net = perceptron(widths[-1] + each * causal, hidden[-1], 1)
+
+    def relative(self, c: Tensor, standard: Tensor) -> Tensor:
+        """Residuals of a linear guess, step by step; of a guide that filters, prior units."""
+        if self.guess is None:
+            return self.prior(c) if self.guide.causal else c
+        residual: Tensor = (c - self.guess.mean(standard)) / self.guess.root.norm(dim=-1)
+        return residual
+
+    def apart(self, y: Tensor) -> Tensor:
+        """Steps beside the next, (..., T - 1, 2 C / T); of a guide that filters, steps alone."""
+        steps = self.guide.in_steps(y)
+        wide = 1 if self.guide.causal or self.guide.duration == 1 else 2
+        return steps.unfold(-2, wide, 1).flatten(-2)
+
+    def forward(self, standard: Tensor, y: Tensor) -> Tensor:
+        """Scores (B, 1), or (B, T) of a guide that filters."""
+        x = standard.reshape(len(standard), self.guide.duration, -1)
+        y, causal = self.guide.in_steps(y), self.guide.causal
+        h = (x if causal else torch.cat([x, y], -1)).mT
+        for k, layer in enumerate(self.layers):
+            reach = (WINDOW - 1) * 2**k
+            h = silu(layer(pad(h, (reach, 0) if causal else (reach // 2, reach // 2))))
+        scores: Tensor = self.net(torch.cat([h.mT, y], -1) if causal else h.mT)[..., 0]
+        return scores if causal else scores.sum(-1, keepdim=True)
+
+
+def _duration(latents: Latents) -> int:
+    """The length of the time axis that observation and sites have in common."""
+    shapes = {s.name: s.shape for s in latents.sites} | {"x": parts(latents.like)[0].shape[1:]}
+    lengths = {n: s[0] if len(s) else None for n, s in shapes.items()}
+    if len(set(lengths.values())) > 1 or None in lengths.values() or not latents.plated:
+        raise Incompatible(
+            "TemporalRecognition",
+            expected="time as the first axis of the observation and of every site",
+            got=", ".join(f"{n!r} of shape {tuple(s)}" for n, s in shapes.items()),
+            fix="Use RecurrentRecognition.",
+        )
+    return int(next(iter(shapes.values()))[0])
+
+
+def _order(codes: Codes, steps: int) -> Tensor:
+    """Where in a code, which goes site by site, the entries of step 1, of step 2, ... are."""
+    places = torch.arange(codes.size).split(list(codes.sizes.values()))
+    return torch.cat([p.reshape(steps, -1) for p in places], -1).flatten()
