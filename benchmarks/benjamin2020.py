@@ -47,7 +47,7 @@ from inference import (
 from inference.observation import size, take
 
 PROBLEMS, DRAWS, MANY = 4, 1000, 20_000
-RATE, BATCH = 5e-3, 128
+RATE, BATCH = 3e-3, 128
 METRICS = ("c2st", "correlation_error", "pattern_kl", "mode_occupancy")
 COLUMNS = ("model", "guide", "seed", "kl", *METRICS, "dispersion", "seconds")
 Recipe = tuple[Callable[..., inference.Guide], Callable[[], inference.Objective | None]]

@@ -41,8 +41,10 @@ __all__ = [
 ]
 
 Array = np.ndarray[Any, Any]
-# yellow lines cannot be seen on white: wine instead, of Tol's schemes for the colour-blind
-GUIDE_INKS = (*PALETTE[:6], "#882255")
+# yellow lines cannot be seen on white: darker inks instead, of Tol's schemes for the colour-blind
+GUIDE_INKS = (
+    *PALETTE[:6], "#882255", "#332288", "#44AA99", "#117733", "#999933", "#CC6677", "#AA4499",
+)  # fmt: skip
 MAX_PANELS = 12
 MAX_BARS, RARE = 10, 0.005  # values with bars of their own; share of the largest put together
 MAX_CHAINED = 4  # latents whose chains are shown

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -29,19 +29,27 @@ class Critic(nn.Module):
     Args:
         features: of pilot draws from the joint, (n, F).
         codes: their codes, (n, C).
-        hidden: widths of the hidden layers.
+        hidden: widths of the hidden layers; by default those of `widths`.
         seed: of the initial weights.
         guess: whether codes are continuous, so that such a guess makes sense.
     """
 
+    widths: ClassVar[tuple[int, ...]] = (128, 128)
+
     def __init__(
-        self, features: Tensor, codes: Tensor, hidden: tuple[int, ...], seed: int, *, guess: bool
+        self,
+        features: Tensor,
+        codes: Tensor,
+        hidden: tuple[int, ...] | None,
+        seed: int,
+        *,
+        guess: bool,
     ) -> None:
         super().__init__()
         self.units = Units(features, codes)
         self.guess = Whitening(features, codes) if guess else None
         with seeded(seed):
-            self.build(features.shape[1], codes.shape[1], hidden)
+            self.build(features.shape[1], codes.shape[1], hidden or self.widths)
         self.to(features)
 
     def build(self, features: int, codes: int, hidden: tuple[int, ...]) -> None:
@@ -75,12 +83,20 @@ class HasCritic(Protocol):
     """A guide that knows what should judge its draws."""
 
     def critic(
-        self, features: Tensor, codes: Tensor, hidden: tuple[int, ...], seed: int, *, guess: bool
+        self,
+        features: Tensor,
+        codes: Tensor,
+        hidden: tuple[int, ...] | None,
+        seed: int,
+        *,
+        guess: bool,
     ) -> Critic:
         """A critic of the structure that the guide has."""
 
 
-def critic_for(guide: object, latents: Latents, hidden: tuple[int, ...], seed: int) -> Critic:
+def critic_for(
+    guide: object, latents: Latents, hidden: tuple[int, ...] | None, seed: int
+) -> Critic:
     """The critic of a guide: its own, or a perceptron."""
     features, codes = pairs(latents)
     make = guide.critic if isinstance(guide, HasCritic) else Critic

@@ -35,7 +35,7 @@ class Game(Objective):
     Subclasses say what the critic compares, by `critic_loss` and `guide_loss`.
 
     Args:
-        hidden: widths of the critic's hidden layers.
+        hidden: widths of the critic's hidden layers; by default what suits the guide.
         critic_steps: its updates for each one of the guide.
         critic_rate: its learning rate, in units of the fit's.
         penalty: weight of the penalty on the critic's gradient.
@@ -53,7 +53,7 @@ class Game(Objective):
     def __init__(
         self,
         *,
-        hidden: tuple[int, ...] = (128, 128),
+        hidden: tuple[int, ...] | None = None,
         critic_steps: int = 2,
         critic_rate: float = 2.0,
         penalty: float = 0.02,

@@ -70,6 +70,15 @@ def counts_in_a_plate(x):
             pyro.sample("x", dist.Normal(z @ mixing - 0.3, 0.6), obs=x)
 
 
+def paths(x):
+    """A path and a positive one, seen together in six steps."""
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(x.new_tensor(0.4), 0.8).expand([6]).to_event(1))
+        size = pyro.sample("size", dist.LogNormal(x.new_zeros(6, 2), 0.5).to_event(2))
+        loc = torch.cumsum(z, -1)[..., None] * size
+        pyro.sample("x", dist.Normal(loc, 0.6).to_event(2), obs=x)
+
+
 def grid(points, bounds=None):
     return lambda model: zoo.Quadrature(model, points=points, bounds=bounds)
 
@@ -80,6 +89,7 @@ def float64(*rows):
 
 WIDE = float64([1.2, 1.9, -0.4], [0.3, 0.7, 0.1], [2.5, 1.0, 1.8])
 COUNTED = float64([0.5, -1.0, 2.0, 0.3], [2.5, 1.9, 0.7, -0.6], [-1.1, 0.2, 3.1, 4.0])
+MOVED = WIDE.repeat(1, 4).reshape(3, 6, 2).cumsum(1)
 FLAT = (float64(-1.0, 0.2, 0.9, 1.7), float64(-0.9, 0.4, 0.2, 1.3))
 
 
@@ -96,6 +106,8 @@ KINDS = {
     "nonlinear counts": lambda: zoo.PoissonCoding(3, side=3, hidden=(4,)),
     "counts in a plate": lambda: zoo.from_pyro(counts_in_a_plate, COUNTED),
     "sparse coding": lambda: zoo.SparseCoding(2),
+    "state space": lambda: zoo.StateSpace((0.9,), steps=6),
+    "paths": lambda: zoo.from_pyro(paths, MOVED),
 }
 GENERAL = ("factor analysis", "two sites", "inner plate", "one problem")
 COUNTS = ("counts", "nonlinear counts", "counts in a plate")
@@ -108,6 +120,7 @@ MADE_FOR = {  # other guides: GENERAL
     "lca": ("sparse coding",),
     "ista": ("sparse coding",),
     "sparse_laplace": ("sparse coding",),
+    "temporal_recognition": ("state space", "paths"),
 }
 CLASSES = {n: c for n, c in GUIDES.items() if isinstance(c, type)}
 BOUND = [n for n, c in CLASSES.items() if not c.amortised]
@@ -132,6 +145,9 @@ KNOBS = {
     "poisson_encoder": {"hidden": (8,)},
     "recurrent_circuit": {"interval": 10.0},  # time constants: chains, but as good as independent
     "semi_amortised_poisson": {"hidden": (8,), "steps": 5, "training_steps": 3, "learn_step": True},
+    "recurrent_recognition": {"neurons": 12, "noises": 4, "steps": 3},
+    "noise_mlp": {"hidden": (8,)},
+    "temporal_recognition": {"neurons": 6, "noises": 3},
 }
 
 
@@ -325,9 +341,12 @@ def test_scores_belong_to_their_problem(case):
 
 
 @on_its_kinds(LEARNERS)
-def test_the_default_objective_reaches_every_parameter(case):
+@pytest.mark.parametrize("progress", [0.0, 0.9])  # games begin with something else
+def test_the_default_objective_reaches_every_parameter(case, progress):
     model, guide, x = case
     objective = guide.objective()
+    objective.players(guide)
+    objective.progress = progress
     with seeded(3):
         z, x = guide.latents.simulate(x) if objective.joint_only else (None, x)
         loss = objective(model, guide, x, z)["guide"]
@@ -421,7 +440,10 @@ UNSUITED = {  # kind: what a guide made for others says
     "nonlinear counts": "got (Poisson latents|the discrete site 'z')",
     "counts in a plate": "got (Poisson latents|the discrete site 'z')",
     "sparse coding": "got Laplace latents",
+    "state space": "got (Multivariate|)Normal latents",
+    "paths": r"one latent site.*got sites \['z', 'size'\]",
 }
+OUT_OF_TIME = "(time as the first axis|finitely many states)"
 ON_BEHALF = {"sparse_laplace": "(ISTA|SparseLaplace)"}  # the circuit that reads its model
 
 
@@ -431,7 +453,8 @@ ON_BEHALF = {"sparse_laplace": "(ISTA|SparseLaplace)"}  # the circuit that reads
 )
 def test_models_that_a_guide_is_not_made_for_are_refused(name, kind):
     who = ON_BEHALF.get(name, GUIDES[name].__name__)
-    message = rf"^{who}( and the model)?: expected .*{UNSUITED[kind]}"
+    says = OUT_OF_TIME if name == "temporal_recognition" else f".*{UNSUITED[kind]}"
+    message = rf"^{who}( and the model)?: expected .*{says}"
     with pytest.raises(Incompatible, match=message):
         GUIDES[name](model_of(kind))
 

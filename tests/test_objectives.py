@@ -215,6 +215,30 @@ def test_forward_kl_is_minus_log_q_of_what_made_x(precise):
     torch.testing.assert_close(ForwardKL()(precise, guide, x, z)["guide"], -by_hand.mean())
 
 
+# ------------------------------------------------------------------------------------- players
+
+
+def test_there_is_a_loss_for_each_player(precise):
+    """Of every objective that an encoder can be trained with; each player's own is the same."""
+    guide = MeanFieldEncoder(precise, hidden=(4,))
+    z, x = precise.simulate(B, seed=0)
+    games = [o() for o in OBJECTIVES.values() if isinstance(guide, o.needs)]
+    assert len(games) >= 7
+    for objective in games:
+        players = objective.players(guide)
+        with seeded(1):
+            losses = objective(precise, guide, x, z)
+        with seeded(1):
+            apart = {n: objective.loss(n, precise, guide, x, z) for n in players}
+        assert "guide" in players
+        assert list(losses) == list(players), type(objective).__name__
+        for name, loss in losses.items():
+            assert loss.shape == ()
+            assert torch.equal(loss, apart[name])
+            moved = [p for p in players[name].module.parameters() if p.requires_grad]
+            assert any(g is not None for g in torch.autograd.grad(loss, moved, allow_unused=True))
+
+
 # ------------------------------------------------------------------------------- refused pairs
 
 

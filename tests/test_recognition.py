@@ -47,7 +47,9 @@ GUIDES = {
     "private": partial(RecurrentRecognition, neurons=24, steps=3, private=True),
     "perceptron": partial(NoiseMLP, hidden=(9,)),
 }
-on_all = pytest.mark.parametrize(("guide_name", "model_name"), [(g, m) for g in GUIDES for m in MODELS])  # fmt: skip
+on_all = pytest.mark.parametrize(
+    ("guide_name", "model_name"), [(g, m) for g in GUIDES for m in MODELS]
+)
 
 
 def shaken(guide, scale=0.3, seed=0):

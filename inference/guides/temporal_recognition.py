@@ -20,20 +20,20 @@ from ..units import squash
 
 __all__ = ["TemporalCritic", "TemporalRecognition"]
 
-WINDOW = 5  # steps that the first layer of a critic sees at once
+WINDOW = 3  # steps that the first layer of a critic sees at once
 
 
 class TemporalRecognition(Recognition):
     """Draws a path step by step, each step with fresh noise, from summaries of the observations.
 
     f_t, b_t = summaries of x_1..t and of x_t..T, by recurrent networks (GRU);
-    s_t = tanh(W [f_t, b_t] + W_z c_t-1 + W_e e_t + b), e_t ~ Normal(0, I);
-    c_t = (V x)_t + out([s_t, f_t, b_t, c_t-1]) for t = 1 ... T, c_0 = 0.
+    s_t = tanh(W [f_t, b_t, r_t-1, e_t] + b), e_t ~ Normal(0, I);
+    c_t = (V x)_t + out([s_t, f_t, b_t, r_t-1, e_t]), r_t = c_t - (V x)_t, for t = 1 ... T, r_0 = 0.
 
     Every step sees the one before it, so paths can have any correlation in time: it smooths. With
-    `causal=True` it filters: there are no b_t and no c_t-1, and c_t is a draw of what can be known
+    `causal=True` it filters: there are no b_t and no r_t-1, and c_t is a draw of what can be known
     at time t of the present, p(z_t given x_1..t). Steps are then judged one by one, for together
-    such draws are no path.
+    such draws are no path. Of discrete latents r_t is the state that was drawn.
 
     Args:
         model: the first axis of the observation and of every site, after the problem axis, is time.
@@ -82,8 +82,8 @@ class TemporalRecognition(Recognition):
         self.noises = max(each, knobs["noises"])
         self.past = nn.GRU(inputs, n, batch_first=True)
         self.future = None if self.causal else nn.GRU(inputs, n, batch_first=True)
-        known = n if self.causal else 2 * n + each
-        self.inward = nn.Linear(known + self.noises, n)
+        known = self.noises + (n if self.causal else 2 * n + each)
+        self.inward = nn.Linear(known, n)
         self.outward = nn.Linear(known + n, each)
         self.linear.requires_grad_(not self.causal)  # V, which is zero, would look ahead
 
@@ -94,14 +94,16 @@ class TemporalRecognition(Recognition):
         summary = summary.expand(*shape, *summary.shape)
         e = summary.new_empty(*summary.shape[:-1], self.noises).normal_()
         loc, scale = self.in_steps(self.units.u_loc), self.in_steps(self.units.u_scale)
+        known = torch.cat([summary, e], -1)
         if self.causal:
-            found = self._step(summary, e, direct, loc, scale)
+            found = self._step(known, direct, loc, scale)
         else:
-            steps, c = [], torch.zeros_like(direct[:, 0].expand(*shape, *direct[:, 0].shape))
+            told = direct * ~self.in_steps(self.codes.discrete.to(e.device))
+            steps, r = [], torch.zeros_like(known[..., 0, : direct.shape[-1]])
             for t in range(self.duration):
-                known = torch.cat([summary[..., t, :], c], -1)
-                steps.append(self._step(known, e[..., t, :], direct[:, t], loc[t], scale[t]))
-                c = (steps[-1] - loc[t]) / scale[t]
+                sees = torch.cat([known[..., t, :], r], -1)
+                steps.append(self._step(sees, direct[:, t], loc[t], scale[t]))
+                r = (steps[-1] - loc[t]) / scale[t] - told[:, t]
             found = torch.stack(steps, -2)
         code: Tensor = found.flatten(-2)[..., self.order.argsort()]
         return code
@@ -119,13 +121,19 @@ class TemporalRecognition(Recognition):
         steps: Tensor = c[..., self.order].unflatten(-1, (self.duration, -1))
         return steps
 
-    def _step(self, known: Tensor, e: Tensor, direct: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
-        state = torch.tanh(self.inward(torch.cat([known, e], -1)))
+    def _step(self, known: Tensor, direct: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
+        state = torch.tanh(self.inward(known))
         raw = loc + scale * (direct + self.outward(torch.cat([known, state], -1)))
         return self.codes.emit(raw, self.temperature, steps=self.duration)
 
     def critic(
-        self, features: Tensor, codes: Tensor, hidden: tuple[int, ...], seed: int, *, guess: bool
+        self,
+        features: Tensor,
+        codes: Tensor,
+        hidden: tuple[int, ...] | None,
+        seed: int,
+        *,
+        guess: bool,
     ) -> TemporalCritic:
         """A critic that looks at neighbouring steps, or at each step with its past."""
         return TemporalCritic(
@@ -145,17 +153,18 @@ class TemporalCritic(Critic):
     Args:
         features: of pilot draws from the joint, (n, F).
         codes: their codes, (n, C).
-        hidden: channels of the layers, whose reach grows twofold.
+        hidden: channels of the layers.
         seed: of the initial weights.
         guess: whether codes are seen as residuals of a linear guess.
         guide: what it judges.
     """
 
+    widths = (32, 32)
     guide: TemporalRecognition
 
     def __init__(
-        self, features: Tensor, codes: Tensor, hidden: tuple[int, ...], seed: int, *, guess: bool,
-        guide: TemporalRecognition,
+        self, features: Tensor, codes: Tensor, hidden: tuple[int, ...] | None, seed: int, *,
+        guess: bool, guide: TemporalRecognition,
     ) -> None:  # fmt: skip
         self.__dict__["guide"] = guide
         super().__init__(features, codes, hidden, seed, guess=guess)
@@ -164,11 +173,9 @@ class TemporalCritic(Critic):
         """The layers."""
         t, causal = self.guide.duration, self.guide.causal
         inputs, each = features // t, codes // t
-        widths = [inputs if causal else inputs + each, *hidden, hidden[-1]]
-        self.layers = nn.ModuleList(
-            nn.Conv1d(a, b, WINDOW, dilation=2**k) for k, (a, b) in enumerate(pairwise(widths))
-        )
-        self.net = perceptron(widths[-1] + each * causal, hidden[-1], 1)
+        sizes = [inputs if causal else inputs + each, *hidden, hidden[-1]]
+        self.layers = nn.ModuleList(nn.Linear(WINDOW * a, b) for a, b in pairwise(sizes))
+        self.net = perceptron(sizes[-1] + each * causal, hidden[-1], 1)
 
     def relative(self, c: Tensor, standard: Tensor) -> Tensor:
         """Residuals of a linear guess, step by step; of a guide that filters, prior units."""
@@ -187,11 +194,12 @@ class TemporalCritic(Critic):
         """Scores (B, 1), or (B, T) of a guide that filters."""
         x = standard.reshape(len(standard), self.guide.duration, -1)
         y, causal = self.guide.in_steps(y), self.guide.causal
-        h = (x if causal else torch.cat([x, y], -1)).mT
-        for k, layer in enumerate(self.layers):
-            reach = (WINDOW - 1) * 2**k
-            h = silu(layer(pad(h, (reach, 0) if causal else (reach // 2, reach // 2))))
-        scores: Tensor = self.net(torch.cat([h.mT, y], -1) if causal else h.mT)[..., 0]
+        h = x if causal else torch.cat([x, y], -1)
+        reach = WINDOW - 1
+        for layer in self.layers:  # a matrix product is faster than torch's convolution, if narrow
+            wide = pad(h, (0, 0, reach, 0) if causal else (0, 0, reach // 2, reach // 2))
+            h = silu(layer(wide.unfold(1, WINDOW, 1).flatten(-2)))
+        scores: Tensor = self.net(torch.cat([h, y], -1) if causal else h)[..., 0]
         return scores if causal else scores.sum(-1, keepdim=True)
 
 

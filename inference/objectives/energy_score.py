@@ -49,7 +49,7 @@ class EnergyScore(Objective):
 
     def players(self, guide: Guide) -> dict[str, Player]:
         """The guide alone."""
-        self.judge = critic_for(guide, guide.latents, (1,), 0)
+        self.judge = critic_for(guide, guide.latents, None, 0)
         return {"guide": Player(guide, averaging=self.averaging)}
 
     def forward(
