@@ -44,10 +44,10 @@ from diagnostics.film import film, record
 from diagnostics.style import INK, PALETTE, new_figure
 from inference import ELBO, Adversarial, EnergyScore, TemporalRecognition
 
-PROBLEMS, DRAWS, BALLS = 20, 4000, 100
+PROBLEMS, DRAWS, BALLS = 20, 4000, 60
 HIDDEN = (48, 48)  # channels of critics
 MAP = {"cmap": "Blues", "norm": PowerNorm(0.5, 0, 1)}  # faint places can be seen, too
-STEPS, BATCH = 5, 64
+STEPS, BATCH = 1000, 64
 Recipe = tuple[Callable[..., inference.Guide], Callable[[], inference.Objective], int]
 
 
@@ -170,7 +170,7 @@ def ball(args: argparse.Namespace) -> None:
 
 def places(model: zoo.MovingBall, guide: inference.Guide, x: Tensor, seed: int) -> Any:
     """Probabilities of positions (B, T, cells), and the share of steps that a ball can take."""
-    z = guide.draw(x, draws=1000, chains=1, seed=seed).values["z"][0]
+    z = guide.draw(x, draws=500, chains=1, seed=seed).values["z"][0]
     cells = torch.stack([(z // 4 == k).double().mean(0) for k in range(model.side**2)], -1)
     can = (model.successors[z[..., :-1]] == z[..., 1:, None]).any(-1)
     return cells, float(can.double().mean())

@@ -15,16 +15,18 @@ from .seeds import seeded
 from .units import Units, squash
 from .whitening import Whitening
 
-__all__ = ["Critic", "HasCritic", "critic_for", "pairs", "perceptron"]
+__all__ = ["Critic", "HasCritic", "critic_for", "pairs", "perceptron", "silent"]
 
 PILOT, PILOT_WHOLE = 2048, 64  # joint draws behind the linear guess; where data are one problem
 
 
 class Critic(nn.Module):
-    """Scores pairs (x, c) of an observation and a code by a perceptron.
+    """Scores pairs (x, c) of an observation and a code: net(x, y) + y . (A x).
 
     It sees the code as the residual of a linear guess, c = m(x) + L y, so that a posterior a tenth
     as wide as the prior is as easy to see as the prior. The guess is the critic's, not the guide's.
+    The perceptron need not learn to multiply: A x tells where codes should be, and of one-hot codes
+    how likely each state is.
 
     Args:
         features: of pilot draws from the joint, (n, F).
@@ -55,6 +57,7 @@ class Critic(nn.Module):
     def build(self, features: int, codes: int, hidden: tuple[int, ...]) -> None:
         """Make the layers."""
         self.net = perceptron(features + codes, *hidden, 1)
+        self.project = silent(features, codes)
 
     def standardise(self, features: Tensor) -> Tensor:
         """Features (B, F) in the critic's units, and bounded."""
@@ -75,7 +78,8 @@ class Critic(nn.Module):
     def forward(self, standard: Tensor, y: Tensor) -> Tensor:
         """Scores of each pair, (B, parts): standardised features (B, F), relative codes (B, C)."""
         score: Tensor = self.net(torch.cat([standard, y], -1))
-        return score
+        told: Tensor = y * self.project(standard)
+        return score + told.sum(-1, keepdim=True)
 
 
 @runtime_checkable
@@ -108,6 +112,14 @@ def pairs(latents: Latents) -> tuple[Tensor, Tensor]:
     z, x = latents.joint(PILOT if latents.plated else PILOT_WHOLE, seed=0)
     codes = Codes(latents, "Critic").encode(z)
     return flatten(x, len(codes)), codes
+
+
+def silent(inputs: int, outputs: int) -> nn.Linear:
+    """A linear layer that is zero at the start."""
+    layer = nn.Linear(inputs, outputs)
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
 
 
 def perceptron(*widths: int) -> nn.Sequential:

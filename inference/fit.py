@@ -34,11 +34,12 @@ class Fit:
         guide: the guide, trained in place.
         losses: by player, one loss per step in the objective's units.
         seconds: wall time of the steps, summed over resumed runs.
+        settings: guide, knobs, objective, steps, batch_size, lr, seed, learn_model, and check sums
+            of data and model: what must agree for a run to be resumed.
         health: gauges that are looked at every 50 steps: their `step`, the norm of each player's
             gradient, and what the objective has (:meth:`inference.Objective.health`), such as a
             critic's accuracy, where .5 is chance, and the dispersion of draws, where 1 is right.
-        settings: guide, knobs, objective, steps, batch_size, lr, seed, learn_model, and check sums
-            of data and model: what must agree for a run to be resumed.
+        objective: what it was trained with, critics included; None of a fit that was loaded.
     """
 
     guide: Guide
@@ -46,6 +47,7 @@ class Fit:
     seconds: float
     settings: dict[str, Any]
     health: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)
+    objective: Objective | None = None
 
     @property
     def warnings(self) -> list[str]:
@@ -187,7 +189,7 @@ def fit(
         "seed": seed,
         "learn_model": learn_model,
     }
-    run = Fit(guide, {}, 0.0, settings)
+    run = Fit(guide, {}, 0.0, settings, objective=chosen)
     path = None if checkpoint is None else Path(checkpoint)
     if path is not None and path.exists():
         _resume(path, run, trainers)

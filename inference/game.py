@@ -41,6 +41,8 @@ class Game(Objective):
         penalty: weight of the penalty on the critic's gradient.
         warm_up: share of the steps in which the guide follows the energy score, while the critic
             learns already.
+        anchor: weight of the energy score in the guide's loss after the warm-up; its minimum is the
+            same posterior, and it holds the guide where the critic sees too little.
         averaging: decay of the running average of the guide's weights, which is what `fit` returns.
         seed: of the critic's initial weights.
         **knobs: of the subclass; kept in checkpoints.
@@ -58,23 +60,26 @@ class Game(Objective):
         critic_rate: float = 2.0,
         penalty: float = 0.02,
         warm_up: float = 0.2,
+        anchor: float = 0.0,
         averaging: float = 0.999,
         seed: int = 0,
         **knobs: Any,
     ) -> None:
         super().__init__(
             hidden=hidden, critic_steps=critic_steps, critic_rate=critic_rate, penalty=penalty,
-            warm_up=warm_up, averaging=averaging, seed=seed, **knobs,
+            warm_up=warm_up, anchor=anchor, averaging=averaging, seed=seed, **knobs,
         )  # fmt: skip
         check_counts(critic_steps=critic_steps)
         check_number("critic_rate", critic_rate, usual=2.0)
         check_number("penalty", penalty, usual=0.02)
+        check_number("anchor", anchor, usual=1.0)
         for name, share in (("warm_up", warm_up), ("averaging", averaging)):
             if not 0 <= share < 1:
                 raise BadInput(name, expected="a share in [0, 1)", got=repr(share), fix="Try 0.2.")
         self.hidden, self.seed = hidden, seed
         self.critic_steps, self.critic_rate = critic_steps, critic_rate
         self.penalty, self.warm_up, self.averaging = penalty, warm_up, averaging
+        self.anchor = anchor
 
     # ---------------------------------------------------------------------------- who plays
 
@@ -108,6 +113,8 @@ class Game(Objective):
             return energy_loss(self.judge, guide, *self.dreams(guide, x, z))
         c = cast(HasRsample, guide).rsample(x)
         loss = self.guide_loss(guide, x, c)
+        if self.anchor:
+            loss = loss + self.anchor * energy_loss(self.judge, guide, *self.dreams(guide, x, z))
         return loss + self.model_loss(guide, x, c) if self.learn_model else loss
 
     def critic_loss(self, guide: Guide, x: Observation, z: Values | None) -> Tensor:

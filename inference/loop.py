@@ -291,10 +291,10 @@ class Loop:
         return "  ".join(notes)
 
     def examine(self) -> dict[str, float]:
-        """The objective's gauges on the latest batch, kept beside the norms of gradients."""
+        """Gauges on the latest batch, beside norms of gradients; nothing of a plain fit."""
         assert self.batch is not None
         found = self.objective.health(self.fit.guide.model, self.fit.guide, *self.batch)
         norms = {f"gradient {t.name}": float(t.norm) for t in self.trainers}
         for name, value in ({"step": float(self.done)} | norms | found).items():
             self.health.setdefault(name, []).append(value)
-        return found
+        return found | norms if found else {}

@@ -37,6 +37,7 @@ from inference import (
     OutputError,
     Player,
     RandomReservoir,
+    RecurrentRecognition,
     ReservoirSampler,
     Sampling,
     fit,
@@ -54,6 +55,7 @@ GUIDES = {
     "auto normal": AutoNormal,
     "auto multivariate": AutoMultivariateNormal,
     "reservoir": lambda m: ReservoirSampler(m, neurons=16, hidden=(6,), sampling=SHORT),
+    "recurrent": lambda m: RecurrentRecognition(m, neurons=12, noises=4, steps=2),
 }
 
 
@@ -75,13 +77,16 @@ def short(model, guide, x=None, **knobs):
 
 
 def same(a: Fit, b: Fit) -> bool:
-    """Guide, model and losses agree to the last bit."""
+    """Guide, model, losses and gauges agree to the last bit."""
     states = [{**r.guide.state_dict(), **r.guide.model.state_dict(prefix="m.")} for r in (a, b)]
     return (
         states[0].keys() == states[1].keys()
         and all(torch.equal(t, states[1][n]) for n, t in states[0].items())
-        and a.losses.keys() == b.losses.keys()
-        and all(np.array_equal(v, b.losses[n]) for n, v in a.losses.items())
+        and all(
+            kept.keys() == other.keys()
+            and all(np.array_equal(v, other[n]) for n, v in kept.items())
+            for kept, other in ((a.losses, b.losses), (a.health, b.health))
+        )
     )
 
 
@@ -121,7 +126,8 @@ def test_loss_falls_and_the_model_stays(model):
 
 def test_nothing_to_learn_comes_back_at_once(model):
     run = short(model, model.exact(), model.observations())
-    assert (run.steps, run.losses, run.seconds) == (0, {}, 0.0)
+    assert (run.steps, run.losses, run.health, run.seconds) == (0, {}, {}, 0.0)
+    assert run.warnings == []
 
 
 # --------------------------------------------------------------------------------------- resuming

@@ -267,6 +267,15 @@ def test_gradients_are_cut_to_the_steepest_norm(steepest, cut):
     assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * 3.0 * 0.5)
 
 
+def test_gradients_that_autograd_only_expands_are_cut_too():
+    """That of a sum is one number, repeated without memory of its own."""
+    layer = nn.Linear(1, 3)
+    trainer = Trainer("guide", [layer.bias], Player(layer, steepest=0.5), lr=0.1)
+    trainer.update(7.0 * layer.bias.sum(), rate=1.0)
+    moment = trainer.optimizer.state[layer.bias]["exp_avg"]
+    torch.testing.assert_close(moment, torch.full((3,), 0.1 * 0.5 / 3**0.5))
+
+
 # ---------------------------------------------------------------------------------------- health
 
 
@@ -293,8 +302,10 @@ def test_health_is_looked_at_now_and_then(objective, tmp_path, monkeypatch):
         assert np.isfinite(values).all()
         assert (values > 0).all() or name == "accuracy"
     assert all(0 <= a <= 1 for a in run.health.get("accuracy", []))
+    assert type(run.objective) is objective
     run.save(tmp_path / "fit")
     again = Fit.load(tmp_path / "fit", type(guide)(model, **guide.knobs))
+    assert again.objective is None
     assert all(np.array_equal(v, again.health[n]) for n, v in run.health.items())
     assert again.health.keys() == run.health.keys()
 

@@ -10,11 +10,9 @@ from test_games import Planted, small
 from torch import nn
 
 import zoo
-from inference import Fit, FitWarning, fit
+from inference import Adversarial, EnergyScore, Fit, FitWarning, fit
 from inference.codes import Codes
 from inference.gauges import dispersion, ordered, pooled, said
-from inference.objectives.adversarial import Adversarial
-from inference.objectives.energy_score import EnergyScore
 
 pytestmark = pytest.mark.usefixtures("same_noise")
 

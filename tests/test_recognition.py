@@ -15,7 +15,9 @@ from test_guides import FLAT, WIDE, inner_plate, one_problem, two_sites
 
 import zoo
 from inference import (
+    Adversarial,
     BadInput,
+    EnergyScore,
     Fit,
     HasDensity,
     Incompatible,
@@ -25,8 +27,6 @@ from inference import (
     fit,
 )
 from inference.guide import HasRsample
-from inference.objectives.adversarial import Adversarial
-from inference.objectives.energy_score import EnergyScore
 from inference.seeds import seeded
 from inference.units import squash
 

@@ -13,13 +13,21 @@ from test_codes import walk
 from test_guides import FLAT, WIDE, one_problem, two_sites
 
 import zoo
-from inference import BadInput, Fit, Incompatible, TemporalRecognition, fit
+from inference import (
+    Adversarial,
+    BadInput,
+    EnergyScore,
+    Fit,
+    Incompatible,
+    Oscillating,
+    PriorContrastive,
+    TemporalRecognition,
+    fit,
+)
 from inference.codes import Codes
 from inference.critic import critic_for
 from inference.game import energy_loss
 from inference.guides.temporal_recognition import TemporalCritic
-from inference.objectives.adversarial import Adversarial
-from inference.objectives.energy_score import EnergyScore
 from inference.seeds import seeded
 
 pytestmark = pytest.mark.usefixtures("same_noise")
@@ -212,8 +220,14 @@ def test_steps_depend_on_one_another_only_in_a_path():
 
 
 def judge_of(name, causal, hidden=(5, 4)):
+    """A guide and its critic, with random weights also where they start from zero."""
     guide = guide_of(name, causal)
-    return guide, critic_for(guide, guide.latents, hidden, 0)
+    judge = critic_for(guide, guide.latents, hidden, 0)
+    g = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in judge.parameters():
+            p.add_(0.2 * torch.randn(p.shape, generator=g).double())
+    return guide, judge
 
 
 def seen_by(judge, guide, name, n=2):
@@ -306,6 +320,15 @@ def test_models_without_a_common_time_axis_are_refused(model, shapes):
     message = rf"^TemporalRecognition: expected time as the first axis.*{shapes}.*Recurrent"
     with pytest.raises(Incompatible, match=message):
         TemporalRecognition(model())
+
+
+@pytest.mark.parametrize("game", [PriorContrastive, Oscillating])
+def test_games_about_whole_paths_refuse_a_guide_that_filters(game):
+    """Its draws are to be judged step by step: together they are no path."""
+    model = MODELS["line"]()
+    guide = TemporalRecognition(model, causal=True, **SMALL)
+    with pytest.raises(Incompatible, match=rf"^{game.__name__} with Temporal.*filters"):
+        fit(model, guide, objective=game(hidden=(4,)), steps=2, progress=False)
 
 
 def test_counts_and_bad_knobs_are_refused():

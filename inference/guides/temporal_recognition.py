@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, silu
 
 from ..codes import Codes
-from ..critic import Critic, perceptron
+from ..critic import Critic, perceptron, silent
 from ..errors import Incompatible
 from ..guide import check_counts
 from ..latents import Latents, ModelLike
@@ -20,7 +20,8 @@ from ..units import squash
 
 __all__ = ["TemporalCritic", "TemporalRecognition"]
 
-WINDOW = 3  # steps that the first layer of a critic sees at once
+WINDOW = 3  # steps that a layer of a critic sees at once
+SIGHT = 7  # steps of x that say where a code should be
 
 
 class TemporalRecognition(Recognition):
@@ -176,6 +177,7 @@ class TemporalCritic(Critic):
         sizes = [inputs if causal else inputs + each, *hidden, hidden[-1]]
         self.layers = nn.ModuleList(nn.Linear(WINDOW * a, b) for a, b in pairwise(sizes))
         self.net = perceptron(sizes[-1] + each * causal, hidden[-1], 1)
+        self.project = silent(SIGHT * inputs, each)
 
     def relative(self, c: Tensor, standard: Tensor) -> Tensor:
         """Residuals of a linear guess, step by step; of a guide that filters, prior units."""
@@ -195,12 +197,18 @@ class TemporalCritic(Critic):
         x = standard.reshape(len(standard), self.guide.duration, -1)
         y, causal = self.guide.in_steps(y), self.guide.causal
         h = x if causal else torch.cat([x, y], -1)
-        reach = WINDOW - 1
         for layer in self.layers:  # a matrix product is faster than torch's convolution, if narrow
-            wide = pad(h, (0, 0, reach, 0) if causal else (0, 0, reach // 2, reach // 2))
-            h = silu(layer(wide.unfold(1, WINDOW, 1).flatten(-2)))
+            h = silu(layer(windows(h, WINDOW, causal=causal)))
         scores: Tensor = self.net(torch.cat([h, y], -1) if causal else h)[..., 0]
+        scores = scores + (y * self.project(windows(x, SIGHT, causal=causal))).sum(-1)
         return scores if causal else scores.sum(-1, keepdim=True)
+
+
+def windows(h: Tensor, width: int, *, causal: bool) -> Tensor:
+    """Each step of (B, T, F) with its neighbours, or with those before it: (B, T, width F)."""
+    reach = width - 1
+    before = reach if causal else reach // 2
+    return pad(h, (0, 0, before, reach - before)).unfold(1, width, 1).flatten(-2)
 
 
 def _duration(latents: Latents) -> int:
