@@ -184,7 +184,7 @@ def compare(
     fitted = _fit_guides(run, built, held_out, fits, device)
     run.write_losses(fits)
     run.write_health(fits)
-    comparison = _compare(run, built, fitted, held_out)
+    comparison = _compare(run, built, fitted, held_out, fits)
     out.print(_rich_table(comparison))
     out.print(f"report     {write_report(run.path)}")
 
@@ -286,7 +286,8 @@ def _check_names(config: Mapping[str, Any]) -> None:
         lookup(inference.OBJECTIVES, config["objective"], "objective")
 
 
-Learned = tuple[zoo.Model, Any, dict[str, inference.Fit]]
+Fits = dict[str, inference.Fit]
+Learned = tuple[zoo.Model, Any, Fits]
 
 
 def _learn_model(run: RunDirectory, device: str) -> Learned:
@@ -321,7 +322,7 @@ def _fit_guides(
     run: RunDirectory,
     model: zoo.Model,
     held_out: Any,
-    fits: dict[str, inference.Fit],
+    fits: Fits,
     device: str,
 ) -> dict[str, inference.Guide]:
     """Fit each guide: on the model's joint, or on the held-out problems if it is not amortised."""
@@ -350,18 +351,20 @@ def _fit_guides(
 
 
 def _compare(
-    run: RunDirectory, model: zoo.Model, guides: Mapping[str, inference.Guide], x: Any
+    run: RunDirectory, model: zoo.Model, guides: Mapping[str, inference.Guide], x: Any, fits: Fits
 ) -> Any:
     """Draw, compare, and keep both."""
     c = run.config
     sizes = {"draws": c["draws"], "chains": c["chains"], "seed": c["seed"]}
     trees = diagnostics.collect(model, guides, x, **sizes, progress=True)
-    for name, guide in guides.items():
-        diagnostics.watch(trees[name], guide, x, reference=trees[EXACT], seed=c["seed"])
-    shape = model.image_shape or ()
-    if shape:
+    seen = {"reference": trees[EXACT], "seed": c["seed"]}
+    for n, guide in guides.items():
+        goal = fits[n].objective if n in fits else None
+        diagnostics.watch(trees[n], guide, x, objective=goal, **seen)
+    if shape := model.image_shape or ():
         for tree in trees.values():
             diagnostics.reconstruct(model, tree)
+        diagnostics.dream(model, trees[EXACT], seed=c["seed"])
     comparison = diagnostics.compare_draws(trees, progress=True)
     diagnostics.record(model, trees)
     run.write_draws(trees, model=c["model"], image_shape=",".join(map(str, shape)))

@@ -14,11 +14,12 @@ from .calibration import sbc, sbc_by, sbc_test
 from .circuits import score_field, trajectories, watch
 from .compare import Collected, collect, compare, compare_draws, summary
 from .coverage import coverage, tarp
-from .draws import draw, packed, reconstruct
+from .draws import draw, dream, packed, reconstruct
 from .film import film, record
 from .fisher import synapse_statistics
 from .interop import from_pyro_guide, from_pyro_mcmc
 from .metrics import METRICS, Estimate, Metric, khat_threshold
+from .oscillations import ALTERNATION, oscillations
 from .patterns import wake_sleep_patterns
 from .refinement import refinement
 from .reliability import reliability, variability_against_uncertainty
@@ -39,6 +40,7 @@ from .synapses import MECHANISMS, predicted_slope, synaptic_variance
 from .verdict import verdicts
 
 __all__ = [
+    "ALTERNATION",
     "MECHANISMS",
     "METRICS",
     "Collected",
@@ -51,6 +53,7 @@ __all__ = [
     "convergence_time",
     "coverage",
     "draw",
+    "dream",
     "fano_factor",
     "film",
     "fit_slope",
@@ -60,6 +63,7 @@ __all__ = [
     "noise_correlations",
     "oscillation_against_surprise",
     "oscillation_amplitude",
+    "oscillations",
     "overview",
     "packed",
     "plot_calibration",

@@ -17,11 +17,15 @@ from inference.costs import Entropic
 from inference.errors import Diverged, Incompatible
 from inference.guide import Draws, Guide, HasNoiseLevels, HasScore, check_counts
 from inference.latents import ModelLike
+from inference.objective import Objective
+from inference.objectives.oscillating import Oscillating
 from inference.observation import Observation
 
 from .draws import array, beside, packed
+from .oscillations import ALTERNATION, oscillations
 from .refinement import HasRefinement, recorded
 from .reliability import accounted, is_priced
+from .signatures import oscillation_against_surprise
 from .view import AXES, View, places, single, view, view_of
 
 if TYPE_CHECKING:
@@ -127,12 +131,14 @@ def watch(
     reference: DataTree,
     problem: int = 0,
     seed: int,
+    objective: Objective | None = None,
 ) -> None:
     """Add what there is to see of a circuit to its draws, each group where it applies.
 
     The groups are `score_field`, `trajectory`, `refinement` and `reliability`: what
     :func:`score_field`, :func:`trajectories`, :func:`diagnostics.refinement` and
-    :func:`diagnostics.reliability` return, the latter with the entropic cost.
+    :func:`diagnostics.reliability` return, the latter with the entropic cost; and `oscillation`,
+    after an oscillating game: :func:`diagnostics.oscillation_against_surprise`.
 
     Args:
         tree: of the guide, for the same x; gets the groups.
@@ -141,6 +147,7 @@ def watch(
         reference: draws of the exact posterior.
         problem: the one that is looked at.
         seed: of the runs.
+        objective: what the guide was trained with.
     """
     import xarray
 
@@ -154,6 +161,10 @@ def watch(
             tree["trajectory"] = xarray.DataTree(found)
     known = reference.get("evidence")
     evidence = None if known is None else known.dataset["log_evidence"].values
+    if isinstance(objective, Oscillating) and evidence is not None:
+        waves = oscillations(objective, guide, x, seed=seed)
+        found = oscillation_against_surprise(waves, -evidence, seed=seed, band=ALTERNATION)
+        tree["oscillation"] = xarray.DataTree(found)
     if isinstance(guide, HasRefinement):
         found = recorded(guide, beside(guide, x), evidence, problem=problem, seed=seed)
         tree["refinement"] = xarray.DataTree(found)

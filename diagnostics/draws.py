@@ -19,7 +19,7 @@ from inference.seeds import seeded
 if TYPE_CHECKING:
     from xarray import DataTree
 
-__all__ = ["array", "beside", "draw", "packed", "reconstruct", "tree_of", "values_of"]
+__all__ = ["array", "beside", "draw", "dream", "packed", "reconstruct", "tree_of", "values_of"]
 
 Groups = dict[str, dict[str, np.ndarray[Any, Any]]]
 
@@ -29,6 +29,13 @@ class Predicts(ModelLike, Protocol):
 
     def predict(self, z: Values) -> Tensor:
         """Latents (..., B, *shape) to mean observations (..., B, F)."""
+
+
+class Dreams(Predicts, Protocol):
+    """A model that can be simulated, too."""
+
+    def simulate(self, n: int, *, seed: int) -> tuple[Values, Observation]:
+        """Latents and observations of n problems from the joint."""
 
 
 def draw(
@@ -158,6 +165,23 @@ def reconstruct(model: Predicts, tree: DataTree) -> None:
         mean = model.predict(values).mean((0, 1))
     found = xarray.Dataset({"mean": (("problem", "pixel"), array(mean))})
     tree["reconstruction"] = xarray.DataTree(found)
+
+
+def dream(model: Dreams, tree: DataTree, *, n: int = 10, seed: int) -> None:
+    """Add the group `dreams`: what a model shows of latents from its own prior.
+
+    Args:
+        model: a model that says what it would show, such as a `zoo.Model` with `predict`.
+        tree: gets the variable `mean`, (dream, pixel).
+        n: dreams.
+        seed: they depend on it alone.
+    """
+    import xarray
+
+    z, _ = model.simulate(n, seed=seed)
+    with torch.no_grad():
+        mean = array(model.predict(z))
+    tree["dreams"] = xarray.DataTree(xarray.Dataset({"mean": (("dream", "pixel"), mean)}))
 
 
 def beside(guide: Guide, x: Observation) -> Observation:

@@ -23,6 +23,7 @@ from . import (
     plot_refinement,
     plot_reliability,
     plot_scores,
+    plot_signatures,
     plots,
 )
 from .compare import EXACT, summary
@@ -202,6 +203,11 @@ def _pictures(trees: Mapping[str, DataTree], image_shape: str) -> dict[str, Figu
         found["correlations"] = plots.correlations(trees)
     if shape := tuple(int(n) for n in image_shape.split(",") if n):
         found["reconstructions"] = plots.reconstructions(trees, shape)
+    if shape and "dreams" in trees[EXACT].children:
+        observed = next(iter(trees[EXACT]["observed_data"].dataset.data_vars.values())).values
+        dreams = trees[EXACT]["dreams"].dataset["mean"].values
+        rows = {"observation": observed, "the model's own": dreams}
+        found["samples"] = plot_recognition.samples(rows, shape)
     found |= _refined(trees)
     found |= _priced(trees)
     for name, tree in trees.items():
@@ -216,6 +222,9 @@ def _circuit(name: str, tree: DataTree) -> dict[str, Figure | None]:
     """What was seen of a circuit; nothing of other guides."""
     found: dict[str, Figure | None] = {}
     ink = plots.colour(name)
+    if "oscillation" in tree.children:
+        waves = tree["oscillation"].to_dataset()
+        found[f"oscillations of {name}"] = plot_signatures.oscillation_against_surprise(waves)
     if "score_field" in tree.children:
         scores = tree["score_field"].to_dataset()
         kind = "scores" if scores.sizes["packed"] > 2 else "field"
