@@ -46,8 +46,9 @@ class Codes:
         for s in self.latents.sites:
             value, k = z[s.name], self.states[s.name]
             lead = value.shape[: value.dim() - len(s.shape)]
-            if k > 2:
-                value = one_hot(value.long() - _lowest(s), k).to(self.dtype)
+            if k:
+                value = value.long() - _lowest(s)
+                value = (one_hot(value, k) if k > 2 else value).to(self.dtype)
             pieces.append((s.transform.inv(value) if not k else value).reshape(*lead, -1))
         return torch.cat(pieces, -1)
 
@@ -62,7 +63,7 @@ class Codes:
                 state = piece.reshape(*lead, *s.shape, k).argmax(-1) + _lowest(s)
                 found[s.name] = state.to(s.dtype)
             elif k:
-                found[s.name] = piece.reshape(*lead, *s.shape).round().to(s.dtype)
+                found[s.name] = (piece.reshape(*lead, *s.shape).round() + _lowest(s)).to(s.dtype)
             else:
                 found[s.name] = s.transform(piece.reshape(*lead, *s.unconstrained_shape))
         return found
@@ -117,15 +118,16 @@ def _states(site: Site, who: str) -> int:
     support = _scalar(site.support)
     if support is constraints.boolean:
         return 2
-    low, high = (getattr(support, name, None) for name in ("lower_bound", "upper_bound"))
-    if low is None or high is None:
+    ends = [getattr(support, name, None) for name in ("lower_bound", "upper_bound")]
+    bounds = [torch.as_tensor(b).unique() for b in ends if b is not None]  # plates repeat them
+    if [len(b) for b in bounds] != [1, 1]:
         raise Incompatible(
             who,
             expected="continuous latents, or discrete ones with finitely many states",
             got=f"the site {site.name!r} with support {support}",
             fix="Use a guide for counts such as IterativePoisson.",
         )
-    return int(high) - int(low) + 1
+    return int(bounds[1]) - int(bounds[0]) + 1
 
 
 def _scalar(support: constraints.Constraint) -> constraints.Constraint:
@@ -135,7 +137,7 @@ def _scalar(support: constraints.Constraint) -> constraints.Constraint:
 
 
 def _lowest(site: Site) -> int:
-    return int(getattr(_scalar(site.support), "lower_bound", 0))
+    return int(torch.as_tensor(getattr(_scalar(site.support), "lower_bound", 0)).min())
 
 
 def _size(site: Site, states: int) -> int:

@@ -34,9 +34,16 @@ class Critic(nn.Module):
         hidden: widths of the hidden layers; by default those of `widths`.
         seed: of the initial weights.
         guess: whether codes are continuous, so that such a guess makes sense.
+
+    Attributes:
+        widths: of the hidden layers where none are named.
+        anchor: weight of the energy score beside it, where none is given.
+        whole: a draw is judged as a whole, and not part by part.
     """
 
     widths: ClassVar[tuple[int, ...]] = (128, 128)
+    anchor: ClassVar[float] = 0.0
+    whole: bool = True
 
     def __init__(
         self,
@@ -64,8 +71,8 @@ class Critic(nn.Module):
         return squash(self.units.standardise(features))
 
     def relative(self, c: Tensor, standard: Tensor) -> Tensor:
-        """Codes (..., B, C) as the critic sees them: y, or c itself where there is no guess."""
-        return c if self.guess is None else self.guess.whiten(c, standard)
+        """Codes (..., B, C) as the critic sees them: y, or in prior units without a guess."""
+        return self.prior(c) if self.guess is None else self.guess.whiten(c, standard)
 
     def prior(self, c: Tensor) -> Tensor:
         """Codes (..., B, C) in units of the prior."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,8 @@ from torch.nn.functional import softplus
 from .codes import Codes
 from .critic import Critic, critic_for
 from .energy import energy_score
-from .errors import BadInput
-from .gauges import dispersion, ordered
+from .errors import BadInput, Incompatible
+from .gauges import FEW, dispersion, ordered
 from .guide import HasRsample, check_counts, check_number
 from .objective import Objective, Player
 from .observation import Observation, flatten
@@ -42,14 +42,19 @@ class Game(Objective):
         warm_up: share of the steps in which the guide follows the energy score, while the critic
             learns already.
         anchor: weight of the energy score in the guide's loss after the warm-up; its minimum is the
-            same posterior, and it holds the guide where the critic sees too little.
+            same posterior, and it holds the guide where the critic sees too little. By default what
+            suits the guide: 0, or 1 for paths.
         averaging: decay of the running average of the guide's weights, which is what `fit` returns.
         seed: of the critic's initial weights.
         **knobs: of the subclass; kept in checkpoints.
+
+    Attributes:
+        judges_steps: can judge draws part by part, as those of a guide that filters must be.
     """
 
     needs = HasRsample
     learns_model = True
+    judges_steps: ClassVar[bool] = False
     remedy = "It takes a guide that can be sampled with gradients, such as RecurrentRecognition."
 
     def __init__(
@@ -60,7 +65,7 @@ class Game(Objective):
         critic_rate: float = 2.0,
         penalty: float = 0.02,
         warm_up: float = 0.2,
-        anchor: float = 0.0,
+        anchor: float | None = None,
         averaging: float = 0.999,
         seed: int = 0,
         **knobs: Any,
@@ -72,7 +77,7 @@ class Game(Objective):
         check_counts(critic_steps=critic_steps)
         check_number("critic_rate", critic_rate, usual=2.0)
         check_number("penalty", penalty, usual=0.02)
-        check_number("anchor", anchor, usual=1.0)
+        check_number("anchor", anchor or 0.0, usual=1.0)
         for name, share in (("warm_up", warm_up), ("averaging", averaging)):
             if not 0 <= share < 1:
                 raise BadInput(name, expected="a share in [0, 1)", got=repr(share), fix="Try 0.2.")
@@ -81,11 +86,29 @@ class Game(Objective):
         self.penalty, self.warm_up, self.averaging = penalty, warm_up, averaging
         self.anchor = anchor
 
+    def check(self, guide: Guide, *, joint: bool, learn_model: bool) -> None:
+        """As for all objectives; and the guide must answer for what the model dreams."""
+        super().check(guide, joint=joint, learn_model=learn_model)
+        if not guide.amortised:
+            raise Incompatible(
+                f"{type(self).__name__} with {type(guide).__name__}",
+                expected="a guide that answers for simulated observations",
+                got="one with parameters for each problem",
+                fix="Use an amortised guide such as RecurrentRecognition.",
+            )
+
     # ---------------------------------------------------------------------------- who plays
 
     def players(self, guide: Guide) -> dict[str, Player]:
         """The critic first, so that the guide follows what it has just learned."""
         self.judge = critic_for(guide, guide.latents, self.hidden, self.seed)
+        if not (self.judge.whole or self.judges_steps):
+            raise Incompatible(
+                f"{type(self).__name__} with {type(guide).__name__}",
+                expected="draws of whole paths",
+                got="a guide that filters, whose steps are judged one by one",
+                fix="Use Adversarial, Wasserstein or EnergyScore.",
+            )
         self.critic = self.critics(guide)
         critic = Player(self.critic, steps=self.critic_steps, rate=self.critic_rate)
         players = {"critic": critic, "guide": Player(guide, averaging=self.averaging)}
@@ -113,8 +136,9 @@ class Game(Objective):
             return energy_loss(self.judge, guide, *self.dreams(guide, x, z))
         c = cast(HasRsample, guide).rsample(x)
         loss = self.guide_loss(guide, x, c)
-        if self.anchor:
-            loss = loss + self.anchor * energy_loss(self.judge, guide, *self.dreams(guide, x, z))
+        anchor = self.judge.anchor if self.anchor is None else self.anchor
+        if anchor:
+            loss = loss + anchor * energy_loss(self.judge, guide, *self.dreams(guide, x, z))
         return loss + self.model_loss(guide, x, c) if self.learn_model else loss
 
     def critic_loss(self, guide: Guide, x: Observation, z: Values | None) -> Tensor:
@@ -151,6 +175,8 @@ class Game(Objective):
         self, model: ModelLike, guide: Guide, x: Observation, z: Values | None = None
     ) -> dict[str, float]:
         """Accuracy of the critic, and dispersion of the guide's draws."""
+        if guide.latents.problems(x) < FEW:
+            return {}
         with torch.no_grad():
             found = {"accuracy": ordered(*self.scores(guide, x, z))}
         return found | {"dispersion": dispersion(guide, *self.dreams(guide, x, z))}

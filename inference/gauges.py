@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["dispersion", "ordered", "pooled", "said"]
 
 DRAWS = 16  # for each problem
+FEW = 4  # problems in a batch that are too few to say anything
 RECENT = 5  # looks that a sentence rests on
 COLLAPSED = 0.1  # dispersion below which draws no longer speak of uncertainty
 DEFEATED = 0.98  # accuracy above which the guide has lost

@@ -236,7 +236,9 @@ class Guide(LocalModule):
     def emit(self, values: Values, x: Observation) -> Values:
         """Sample statements, without a density, for draws made elsewhere: latents (B, *shape)."""
         lat = self.latents
-        chosen = values if lat.plated else {n: v[0] for n, v in values.items()}
+        chosen = values
+        if not lat.plated:
+            chosen = {s.name: values[s.name].select(-1 - len(s.shape), 0) for s in lat.sites}
         with lat.plate(x):
             return self.sample_sites(lambda s: Implicit(chosen[s.name], event_dim=s.event_dim))
 

@@ -65,10 +65,9 @@ class Trainer:
                 got=f"norm {norm.item()} at loss {loss.item():.4g}",
                 fix="Lower lr, or look for latents or observations far outside the model's range.",
             )
-        if norm > self.player.steepest:
-            torch._foreach_mul_(known, float(self.player.steepest / norm))
+        cut = min(1.0, float(self.player.steepest / norm))
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
-            parameter.grad = gradient
+            parameter.grad = gradient if gradient is None or cut == 1 else cut * gradient
         self.optimizer.param_groups[0]["lr"] = self.lr * rate
         self.optimizer.step()
         self.optimizer.zero_grad()

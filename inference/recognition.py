@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pyro
+import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
@@ -80,7 +82,15 @@ class Recognition(Guide):
 
     def forward(self, x: Observation) -> Values:
         """Sample the latent sites, from `Implicit`: an ELBO fails loudly."""
-        return self.emit(self.codes.decode(self.rsample(x)), x)
+        return self.emit(self.codes.decode(self.rsample(x, self.outer())), x)
+
+    def outer(self) -> torch.Size:
+        """Axes of the plates around this call: vectorised particles have noise of their own."""
+        lat = self.latents
+        one = dist.Normal(torch.zeros(()), 1.0)
+        mark = pyro.sample("_outer", one, infer={"is_auxiliary": True})  # the plates expand it
+        shape: torch.Size = mark.shape[: max(0, mark.dim() - lat.inner - lat.plated)]
+        return shape
 
     def draw(
         self, x: Observation, *, draws: int, chains: int, seed: int, progress: bool = False

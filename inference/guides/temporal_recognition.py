@@ -161,6 +161,7 @@ class TemporalCritic(Critic):
     """
 
     widths = (32, 32)
+    anchor = 1.0  # else means drift where a narrow critic is blind
     guide: TemporalRecognition
 
     def __init__(
@@ -169,6 +170,7 @@ class TemporalCritic(Critic):
     ) -> None:  # fmt: skip
         self.__dict__["guide"] = guide
         super().__init__(features, codes, hidden, seed, guess=guess)
+        self.whole = not guide.causal
 
     def build(self, features: int, codes: int, hidden: tuple[int, ...]) -> None:
         """The layers."""
@@ -182,7 +184,7 @@ class TemporalCritic(Critic):
     def relative(self, c: Tensor, standard: Tensor) -> Tensor:
         """Residuals of a linear guess, step by step; of a guide that filters, prior units."""
         if self.guess is None:
-            return self.prior(c) if self.guide.causal else c
+            return self.prior(c)
         residual: Tensor = (c - self.guess.mean(standard)) / self.guess.root.norm(dim=-1)
         return residual
 
@@ -213,12 +215,14 @@ def windows(h: Tensor, width: int, *, causal: bool) -> Tensor:
 
 def _duration(latents: Latents) -> int:
     """The length of the time axis that observation and sites have in common."""
-    shapes = {s.name: s.shape for s in latents.sites} | {"x": parts(latents.like)[0].shape[1:]}
+    seen = parts(latents.like)
+    shapes = {s.name: s.shape for s in latents.sites} | {"x": seen[0].shape[1:]}
     lengths = {n: s[0] if len(s) else None for n, s in shapes.items()}
-    if len(set(lengths.values())) > 1 or None in lengths.values() or not latents.plated:
+    together = len(set(lengths.values())) == 1 and None not in lengths.values() and len(seen) == 1
+    if not (together and latents.plated):
         raise Incompatible(
             "TemporalRecognition",
-            expected="time as the first axis of the observation and of every site",
+            expected="time as the first axis of the observation, one tensor, and of every site",
             got=", ".join(f"{n!r} of shape {tuple(s)}" for n, s in shapes.items()),
             fix="Use RecurrentRecognition.",
         )

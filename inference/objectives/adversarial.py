@@ -48,6 +48,8 @@ class Adversarial(Game):
         ratio. Warm start, penalty, two updates of the critic and averaged weights are ours.
     """
 
+    judges_steps = True
+
     def critic_loss(self, guide: Guide, x: Observation, z: Values | None) -> Tensor:
         """Logistic loss and gradient penalty."""
         return logistic(self.critic, self.both(guide, x, z), self.gamma)

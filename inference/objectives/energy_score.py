@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..critic import critic_for
 from ..game import energy_loss
-from ..gauges import dispersion
+from ..gauges import FEW, dispersion
 from ..guide import HasRsample, check_counts
 from ..objective import Objective, Player
 
@@ -63,4 +63,6 @@ class EnergyScore(Objective):
         self, model: ModelLike, guide: Guide, x: Observation, z: Values | None = None
     ) -> dict[str, float]:
         """Dispersion of the guide's draws."""
+        if guide.latents.problems(x) < FEW:
+            return {}
         return {"dispersion": dispersion(guide, x, cast("Values", z))}

@@ -16,6 +16,7 @@ from ..guide import Draws, HasRsample, check_counts
 from ..latents import Latents, Values, isolated
 from ..observation import Observation, flatten, parts
 from ..seeds import seeded
+from ..units import squash
 
 if TYPE_CHECKING:
     from ..guide import Guide
@@ -141,10 +142,9 @@ class Oscillating(Game):
 
     def activity(self, layers: Layers) -> Tensor:
         """All layers beside one another in units of the joint, (B, F + C)."""
-        units = [
-            critic.standardise(layer) for critic, layer in zip(self.members, layers, strict=True)
-        ]
-        return torch.cat(units, -1)
+        *critics, above = self.members
+        units = [c.standardise(layer) for c, layer in zip(critics, layers[:-1], strict=True)]
+        return torch.cat([*units, squash(above.prior(layers[-1]))], -1)
 
 
 def split(latents: Latents, features: Tensor, codes: Tensor) -> Layers:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
+from torch.distributions import MultivariateNormal
 
 from ..game import Game, logistic
 from ..guide import HasRsample
@@ -65,6 +66,13 @@ class PriorContrastive(Game):
         third = {"reference": Player(self.reference, steps=2, rate=2.0)} if self.adaptive else {}
         return third | super().players(guide)
 
+    def forward(
+        self, model: ModelLike, guide: Guide, x: Observation, z: Values | None = None
+    ) -> dict[str, Tensor]:
+        """{"reference": its loss, "critic": its loss, "guide": its loss}."""
+        third = {"reference": self.loss("reference", model, guide, x, z)} if self.adaptive else {}
+        return third | super().forward(model, guide, x, z)
+
     def loss(
         self, player: str, model: ModelLike, guide: Guide, x: Observation, z: Values | None = None
     ) -> Tensor:
@@ -89,8 +97,8 @@ class PriorContrastive(Game):
         else:
             mean, tril = (t.detach() for t in self.reference.affine(x))
             y = whiten(c, mean, tril)
-            volume = tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-            rest = -lat.log_density(c, x) - y.square().sum(-1) / 2 - volume
+            reference = MultivariateNormal(mean, scale_tril=tril, validate_args=False)
+            rest = reference.log_prob(c) - lat.log_density(c, x)
         return cast(Tensor, (self.critic(standard, y).sum(-1) + rest).mean())
 
     def model_loss(self, guide: Guide, x: Observation, c: Tensor) -> Tensor:
