@@ -8,10 +8,13 @@ run goes on, and several processes can share the work (`--models`).
                guide, or the prior), Wasserstein, oscillating, energy score
   ablations    by energy score, and by the adversary: no lateral weights; noise and outputs private,
                with and without lateral weights; noise in a perceptron; no penalty; no warm-up
+  paths        state space only: the temporal network, by the adversary with the energy score
+               as an anchor, which is its default, and by each of the two alone
   baselines    mean-field (ELBO, and wake-sleep, which is factorised), full covariance, flow
 
 Columns: KL(q || p) in nats, of Gaussian posteriors by moments of 20,000 draws, of discrete ones by
-counts; C2ST above its floor; error of correlations; dispersion; CPU seconds of the fit.
+counts; C2ST above its floor; error of correlations; patterns and modes; lag-one correlation of
+paths; dispersion; CPU seconds of the fit.
 
 Run: python benchmarks/benjamin2020.py [--models ...] [--guides ...] [--seeds 0,1,2] [--steps 1000]
      [--out runs/benjamin2020.csv] [--show]
@@ -49,7 +52,7 @@ from inference.observation import size, take
 PROBLEMS, DRAWS, MANY = 4, 1000, 20_000
 RATE, BATCH = 3e-3, 128
 METRICS = ("c2st", "correlation_error", "pattern_kl", "mode_occupancy")
-COLUMNS = ("model", "guide", "seed", "kl", *METRICS, "dispersion", "seconds")
+COLUMNS = ("model", "guide", "seed", "kl", *METRICS, "lag", "dispersion", "seconds")
 Recipe = tuple[Callable[..., inference.Guide], Callable[[], inference.Objective | None]]
 
 
@@ -69,7 +72,7 @@ PARTS: Mapping[str, Callable[..., inference.Guide]] = {
     "private, no lateral": recurrent(private=True, lateral=False),
     "noise MLP": plain(inference.NoiseMLP),
 }
-GUIDES: Mapping[str, Recipe] = {
+GUIDES: dict[str, Recipe] = {
     "mean field": (plain(inference.MeanFieldEncoder), ELBO),
     "mean field, wake-sleep": (plain(inference.MeanFieldEncoder), ForwardKL),
     "full covariance": (plain(inference.FullCovarianceEncoder), ELBO),
@@ -85,6 +88,14 @@ GUIDES: Mapping[str, Recipe] = {
     "adversarial, no penalty": (recurrent(), lambda: Adversarial(penalty=0.0)),
     "adversarial, cold": (recurrent(), lambda: Adversarial(warm_up=0.0)),
 }
+PATHS: dict[str, Recipe] = {
+    "temporal, adversarial": (plain(inference.TemporalRecognition), Adversarial),
+    "temporal, adversarial alone": (
+        plain(inference.TemporalRecognition),
+        lambda: Adversarial(anchor=0.0),
+    ),
+    "temporal, energy score": (plain(inference.TemporalRecognition), EnergyScore),
+}
 MODELS: Mapping[str, Callable[[], zoo.Model]] = {
     "explaining away 2": lambda: zoo.ExplainingAway(2, noise=0.3),
     "explaining away 5": lambda: zoo.ExplainingAway(5, noise=0.3),
@@ -95,13 +106,14 @@ MODELS: Mapping[str, Callable[[], zoo.Model]] = {
     "sprinkler": zoo.Sprinkler,
     "noisy-OR": zoo.NoisyOr,
     "layered Gaussian": zoo.LayeredGaussian,
+    "state space": zoo.StateSpace,
 }
 
 
 def cell(title: str, name: str, seed: int, steps: int) -> dict[str, Any]:
     """One fit, measured."""
     model = MODELS[title]()
-    make, goal = GUIDES[name]
+    make, goal = (GUIDES | PATHS)[name]
     began = time.process_time()
     guide = make(model, seed=seed)
     done = inference.fit(
@@ -118,6 +130,7 @@ def cell(title: str, name: str, seed: int, steps: int) -> dict[str, Any]:
     spread = done.health.get("dispersion", np.full(1, math.nan))[-1]
     return row | {
         "model": title, "guide": name, "seed": seed, "kl": divergence(model, guide, x),
+        "lag": lag(guide, x) if name in PATHS or title == "state space" else math.nan,
         "dispersion": float(spread), "seconds": seconds,
     }  # fmt: skip
 
@@ -139,6 +152,13 @@ def divergence(model: zoo.Model, guide: inference.Guide, x: Any) -> float:
         truth = torch.distributions.MultivariateNormal(p.loc[b].double(), scale_tril=cholesky)
         found.append(torch.distributions.kl_divergence(q, truth))
     return float(torch.stack(found).mean())
+
+
+def lag(guide: inference.Guide, x: Any) -> float:
+    """Mean posterior correlation of neighbouring latents; .533 for the exact smoother."""
+    u = guide.latents.pack(guide.draw(x, draws=MANY, chains=1, seed=5).values)[0][0]
+    each = [torch.corrcoef(u[:, b].T).diagonal(1).mean() for b in range(size(x))]
+    return float(torch.stack(each).mean())
 
 
 def discrete(exact: zoo.Enumerated, z: inference.Values, x: Any) -> float:
@@ -169,7 +189,7 @@ def show(path: Path) -> None:
         rows = list(csv.DictReader(file))
     for title in dict.fromkeys(r["model"] for r in rows):
         print(f"\n{title}\n{'':<28}" + "".join(f"{c:>26}" for c in COLUMNS[3:]))
-        for name in GUIDES:
+        for name in GUIDES | PATHS:
             mine = [r for r in rows if r["model"] == title and r["guide"] == name]
             if mine:
                 cells = [spanned([float(r[c]) for r in mine]) for c in COLUMNS[3:]]
