@@ -79,7 +79,8 @@ def test_reference_keeps_draws_with_their_provenance(tmp_path, monkeypatch):
 def test_compare_writes_a_whole_run(run):
     path, shown = run
     assert {p.name for p in path.iterdir()} == {
-        "config.json", "checkpoints", "losses.csv", "health.csv", "draws.nc", "comparison.nc", "report.html",
+        "config.json", "checkpoints", "losses.csv", "health.csv", "draws.nc",
+        "comparison.nc", "report.html",
     }  # fmt: skip
     assert "C2ST" in shown
     assert "floor" in shown
