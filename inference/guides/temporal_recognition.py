@@ -7,16 +7,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad, silu
+from torch.nn.functional import linear, pad, silu
 
 from ..codes import Codes
-from ..critic import Critic, perceptron, silent
+from ..critic import Critic, pairs, perceptron, silent
 from ..errors import Incompatible
 from ..guide import check_counts
 from ..latents import Latents, ModelLike
 from ..observation import Observation, flatten, parts
 from ..recognition import Recognition
 from ..units import squash
+from ..whitening import Whitening
 
 __all__ = ["TemporalCritic", "TemporalRecognition"]
 
@@ -34,7 +35,8 @@ class TemporalRecognition(Recognition):
     Every step sees the one before it, so paths can have any correlation in time: it smooths. With
     `causal=True` it filters: there are no b_t and no r_t-1, and c_t is a draw of what can be known
     at time t of the present, p(z_t given x_1..t). Steps are then judged one by one, for together
-    such draws are no path. Of discrete latents r_t is the state that was drawn.
+    such draws are no path. Of discrete latents r_t is the state that was drawn. V, which looks back
+    only if the circuit filters, begins as a linear guess from draws of the joint.
 
     Args:
         model: the first axis of the observation and of every site, after the problem axis, is time.
@@ -58,6 +60,7 @@ class TemporalRecognition(Recognition):
     """
 
     order: Tensor
+    known: Tensor
 
     def __init__(
         self,
@@ -73,6 +76,8 @@ class TemporalRecognition(Recognition):
         super().__init__(
             model, neurons=neurons, noises=noises, causal=causal, temperature=temperature, seed=seed
         )
+        if self.latents.continuous:
+            self.guess()
 
     def build(self, features: int, codes: int, **knobs: Any) -> None:
         """The layers, and where in a code each step is."""
@@ -86,12 +91,32 @@ class TemporalRecognition(Recognition):
         known = self.noises + (n if self.causal else 2 * n + each)
         self.inward = nn.Linear(known, n)
         self.outward = nn.Linear(known + n, each)
-        self.linear.requires_grad_(not self.causal)  # V, which is zero, would look ahead
+        step_of = torch.empty_like(self.order).index_copy_(0, self.order, _steps(codes, each))
+        ahead = _steps(features, inputs) > step_of[:, None]
+        self.register_buffer("known", ~ahead if self.causal else torch.ones_like(ahead))
+
+    def guess(self) -> None:
+        """Let V begin as the best linear guess from what each step may know."""
+        features, codes = pairs(self.latents)
+        each = codes.shape[1] // self.duration
+        with torch.no_grad():
+            for rows in self.order.split(each) if self.causal else [self.order]:
+                seen = self.known[rows[0]].nonzero()[:, 0]
+                found = Whitening(features[:, seen], codes[:, rows])
+                loc, scale = self.units.u_loc[rows], self.units.u_scale[rows]
+                shift, ratio = found.x_loc - self.units.x_loc[seen], self.units.x_scale[seen]
+                slope = found.slope / found.x_scale[:, None]
+                self.linear.weight[rows[:, None], seen] = (slope * ratio[:, None]).T / scale[
+                    :, None
+                ]
+                self.linear.bias[rows] = (found.offset - shift @ slope - loc) / scale
 
     def rsample(self, x: Observation, shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         """Differentiable codes (*shape, B, C), drawn step by step."""
         standard = self.units.standardise(flatten(x, self.latents.problems(x)))
-        summary, direct = self.summarise(squash(standard)), self.in_steps(self.linear(standard))
+        summary = self.summarise(squash(standard))
+        weight = self.linear.weight * self.known
+        direct = self.in_steps(linear(squash(standard), weight, self.linear.bias))
         summary = summary.expand(*shape, *summary.shape)
         e = summary.new_empty(*summary.shape[:-1], self.noises).normal_()
         loc, scale = self.in_steps(self.units.u_loc), self.in_steps(self.units.u_scale)
@@ -211,6 +236,11 @@ def windows(h: Tensor, width: int, *, causal: bool) -> Tensor:
     reach = width - 1
     before = reach if causal else reach // 2
     return pad(h, (0, 0, before, reach - before)).unfold(1, width, 1).flatten(-2)
+
+
+def _steps(total: int, each: int) -> Tensor:
+    """The step that each of `total` numbers in the order of time belongs to."""
+    return torch.arange(total) // each
 
 
 def _duration(latents: Latents) -> int:
