@@ -3,10 +3,11 @@
 Texts and numbers of the papers were not available: these are ours, on models of ours.
 
   toy          A drives b and c, b drives c, synapses are Gaussian (2023, figure 2). A's synapses
-               are learned: each by predicting its cell from A alone, whatever b does to c; by the
-               adversary, who sees both cells; by the energy score. Beside them a circuit that knows
-               nothing of the structure. KL(circuit || teacher) of histograms of (b, c) over 20 x 20
-               bins, nats, at A = -1, at A = 1 and over all A; rms errors of the learned synapses
+               are learned: each by predicting its cell from A alone, whatever b does to c; with b
+               known to c, which is the likelihood; by the adversary, who sees both cells; by the
+               energy score. Beside them a circuit that knows nothing of the structure.
+               KL(circuit || teacher) of histograms of (b, c) over 20 x 20 bins, nats, at A = -1,
+               at A = 1 and over all A; rms errors of the learned synapses
   digits       a recurrent generator of 10 latents learned with a recurrent guide in three games,
                against two encoders with densities: rms error per pixel of held-out digits that are
                drawn anew from their latents; KL of patterns awake and asleep and its floor; spread
@@ -15,7 +16,7 @@ Texts and numbers of the papers were not available: these are ours, on models of
                that models can be compared; docs/recognition_digits.png
   oscillation  amplitude of the alternation of evoked and dreamt states against -log p(x), of the
                model's own x and of others, shifted by two sds or stretched threefold; rank
-               correlation over the model's own x; docs/recognition_oscillation.png
+               correlation over the model's own x; docs/recognition_oscillation_*.png
 
 Cells are means over seeds and their range. Fits stay in the output folder, so that a stopped run
 goes on where it stopped; tables are also written there as CSV.
@@ -132,19 +133,29 @@ class Circuit(inference.Guide):
 
 
 class Prediction(inference.Objective):
-    """Each cell by itself: max log p(b given A) + log p(c given A), the synapse b to c ignored."""
+    """Each cell by itself: max log p(b given A) + log p(c given A), the synapse b to c ignored.
+
+    Args:
+        lateral: c is predicted from A and b. That is the likelihood of the whole circuit.
+    """
 
     needs = inference.HasRsample
     joint_only = True
 
+    def __init__(self, *, lateral: bool = False) -> None:
+        super().__init__(lateral=lateral)
+        self.lateral = lateral
+
     def forward(self, model: Any, guide: Any, x: Any, z: Any = None) -> dict[str, Tensor]:
         """{"guide": its loss}."""
-        cells = enumerate((z["b"], z["c"]))
-        return {"guide": -sum(guide.cell(k, x[:, 0]).log_prob(c) for k, c in cells).mean()}
+        a, b, c = x[:, 0], z["b"], z["c"]
+        other = guide.cell(1, a, b) if self.lateral else guide.cell(1, a)
+        return {"guide": -(guide.cell(0, a).log_prob(b) + other.log_prob(c)).mean()}
 
 
 TAUGHT: Mapping[str, tuple[Callable[[Any], inference.Guide], Callable[[], inference.Objective]]] = {
     "prediction, cell by cell": (Circuit, Prediction),
+    "prediction, b known to c": (Circuit, lambda: Prediction(lateral=True)),
     "adversarial": (Circuit, Adversarial),
     "energy score": (Circuit, EnergyScore),
     "recurrent circuit, adversarial": (RecurrentRecognition, Adversarial),
@@ -192,13 +203,16 @@ def mistaken(guide: inference.Guide) -> Row:
         return {}
     model = guide.model
     pairs = {"means": (guide.means, model.means), "sds": (guide.log_sds.exp(), model.sds)}
-    return {n: float((own - true[:2]).square().mean().sqrt()) for n, (own, true) in pairs.items()}
+    return {
+        n: float((own.detach() - true[:2]).square().mean().sqrt())
+        for n, (own, true) in pairs.items()
+    }
 
 
 # ------------------------------------------------------------------------------------------ digits
 
 LEARNED: Mapping[str, tuple[Callable[..., Any], Callable[[], inference.Objective], int]] = {
-    "adversarial": (RecurrentRecognition, Adversarial, 1500),
+    "adversarial": (RecurrentRecognition, lambda: Adversarial(penalty=10.0), 1500),
     "prior-contrastive": (RecurrentRecognition, inference.PriorContrastive, 1500),
     "oscillating": (RecurrentRecognition, Oscillating, 1500),
     "VAE": (inference.MeanFieldEncoder, ELBO, 3000),
@@ -264,7 +278,7 @@ def judged(
         model, judge, objective=inference.ForwardKL(), steps=1500, batch_size=128, seed=seed,
         progress=False,
     )  # fmt: skip
-    return row | {"noise": float(model.scale), "bound of model": bound(judge, held)}
+    return row | {"noise": float(model.scale.detach()), "bound of model": bound(judge, held)}
 
 
 @torch.no_grad()

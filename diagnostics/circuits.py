@@ -25,6 +25,7 @@ from .draws import array, beside, packed
 from .oscillations import ALTERNATION, oscillations
 from .refinement import HasRefinement, recorded
 from .reliability import accounted, is_priced
+from .signature_fits import MIN_POINTS
 from .signatures import oscillation_against_surprise
 from .view import AXES, View, places, single, view, view_of
 
@@ -161,7 +162,8 @@ def watch(
             tree["trajectory"] = xarray.DataTree(found)
     known = reference.get("evidence")
     evidence = None if known is None else known.dataset["log_evidence"].values
-    if isinstance(objective, Oscillating) and evidence is not None:
+    many = evidence is not None and len(evidence) >= MIN_POINTS
+    if isinstance(objective, Oscillating) and many:
         waves = oscillations(objective, guide, x, seed=seed)
         found = oscillation_against_surprise(waves, -evidence, seed=seed, band=ALTERNATION)
         tree["oscillation"] = xarray.DataTree(found)

@@ -254,6 +254,7 @@ def losses(runs: Mapping[str, Mapping[str, np.ndarray[Any, Any]]]) -> Figure:
     figure = new_figure(3.0 * len(runs), 2.6)
     axes = figure.subplots(1, len(runs), squeeze=False)[0]
     for ax, (name, players) in zip(axes, runs.items(), strict=True):
+        ends = []
         for k, (player, values) in enumerate(players.items()):
             width = max(1, len(values) // SMOOTH)
             used = len(values) // width * width
@@ -261,8 +262,9 @@ def losses(runs: Mapping[str, Mapping[str, np.ndarray[Any, Any]]]) -> Figure:
             steps = width * (np.arange(len(means)) + 0.5)
             line = ("-", "--", ":")[k % 3]
             ax.plot(steps, means, line, color=colour(name), label=player)
-            low, high = np.quantile(means[len(means) // 10 :], [0, 1])
-            ax.set_ylim(low - 0.05 * (high - low) - 1e-3, high + 0.3 * (high - low) + 1e-3)
+            ends.append(np.quantile(means[len(means) // 10 :], [0, 1]))
+        low, high = np.min(ends), np.max(ends)
+        ax.set_ylim(low - 0.05 * (high - low) - 1e-3, high + 0.3 * (high - low) + 1e-3)
         ax.set_title(_title(name), color=colour(name), fontsize=10)
         ax.set_xlabel("step")
         ax.spines[["top", "right"]].set_visible(False)
