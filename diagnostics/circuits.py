@@ -162,10 +162,10 @@ def watch(
             tree["trajectory"] = xarray.DataTree(found)
     known = reference.get("evidence")
     evidence = None if known is None else known.dataset["log_evidence"].values
-    many = evidence is not None and len(evidence) >= MIN_POINTS
-    if isinstance(objective, Oscillating) and many:
+    surprise = np.empty(0) if evidence is None else -evidence
+    if isinstance(objective, Oscillating) and len(surprise) >= MIN_POINTS:
         waves = oscillations(objective, guide, x, seed=seed)
-        found = oscillation_against_surprise(waves, -evidence, seed=seed, band=ALTERNATION)
+        found = oscillation_against_surprise(waves, surprise, seed=seed, band=ALTERNATION)
         tree["oscillation"] = xarray.DataTree(found)
     if isinstance(guide, HasRefinement):
         found = recorded(guide, beside(guide, x), evidence, problem=problem, seed=seed)
