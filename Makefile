@@ -57,6 +57,8 @@ bench: install
 	$(BIN)/python benchmarks/poisson_posteriors.py --quick
 	$(BIN)/python benchmarks/malkin2024.py --experiments slopes,calibration
 	$(BIN)/python benchmarks/aitchison2018.py --experiments ladder --seeds 0
+	$(BIN)/python benchmarks/adversarial_speed.py --rounds 5
+	$(BIN)/python benchmarks/benjamin2020.py --models "explaining away 2" --guides "mean field;adversarial;energy score" --seeds 0
 	$(BIN)/python benchmarks/reservoir_posteriors.py --models gaussian_mixture_latents --samplers denoising,mixed
 
 clean:

@@ -153,12 +153,12 @@ class Prediction(inference.Objective):
         return {"guide": -(guide.cell(0, a).log_prob(b) + other.log_prob(c)).mean()}
 
 
-TAUGHT: Mapping[str, tuple[Callable[[Any], inference.Guide], Callable[[], inference.Objective]]] = {
-    "prediction, cell by cell": (Circuit, Prediction),
-    "prediction, b known to c": (Circuit, lambda: Prediction(lateral=True)),
-    "adversarial": (Circuit, Adversarial),
-    "energy score": (Circuit, EnergyScore),
-    "recurrent circuit, adversarial": (RecurrentRecognition, Adversarial),
+TAUGHT: Mapping[str, tuple[Callable[..., Any], Callable[[], inference.Objective], int]] = {
+    "prediction, cell by cell": (Circuit, Prediction, 4000),
+    "prediction, b known to c": (Circuit, lambda: Prediction(lateral=True), 4000),
+    "adversarial": (Circuit, Adversarial, 800),
+    "energy score": (Circuit, EnergyScore, 800),
+    "recurrent circuit, adversarial": (RecurrentRecognition, Adversarial, 800),
 }
 
 
@@ -166,11 +166,11 @@ def toy(args: argparse.Namespace) -> None:
     """Who learns A's synapses? The same start in all runs: seeds are those of training."""
     model = zoo.FourNeurons()
     rows: Rows = {"(other draws of the teacher)": [apart(model, model.exact())]}
-    for arm, (make, goal) in TAUGHT.items():
+    for arm, (make, goal, steps) in TAUGHT.items():
         rows[arm] = []
         for seed in args.seeds:
             guide = make(model)
-            trained(args, f"toy-{arm}", model, guide, goal(), seed, steps=800, batch_size=256)
+            trained(args, f"toy-{arm}", model, guide, goal(), seed, steps=steps, batch_size=256)
             rows[arm].append(apart(model, guide) | mistaken(guide))
     show("toy: KL of histograms in nats; rms errors of A's synapses", rows, args)
 
