@@ -100,10 +100,10 @@ def test_report_is_self_contained_and_shows_every_picture(run):
     path, _ = run
     page = (path / "report.html").read_text()
     assert not re.findall(r"""(?:src|href)=["']?(?:https?:)?//""", page)
-    assert page.count("data:image/png;base64,") == 5
+    assert page.count("data:image/png;base64,") == 6
     for words in (
         "<b>full covariance encoder</b>: ", "reconstructions", "Marginals", "Intervals",
-        "correlations", "Losses", "C2ST", "floor",
+        "correlations", "dreams", "Losses", "C2ST", "floor",
     ):  # fmt: skip
         assert words in page
     (path / "report.html").unlink()
