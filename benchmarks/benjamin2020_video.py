@@ -42,7 +42,7 @@ import inference
 import zoo
 from diagnostics.film import film, record
 from diagnostics.style import INK, PALETTE, new_figure
-from inference import ELBO, Adversarial, EnergyScore, TemporalRecognition
+from inference import ELBO, Adversarial, EnergyScore, ForwardKL, TemporalRecognition
 
 PROBLEMS, DRAWS, BALLS = 20, 4000, 60
 MAP = {"cmap": "Blues", "norm": PowerNorm(0.5, 0, 1)}  # faint places can be seen, too
@@ -58,7 +58,7 @@ TAUGHT: Mapping[str, Callable[[], inference.Objective]] = {
 SMOOTHERS: Mapping[str, Recipe] = {
     **{name: (TemporalRecognition, goal, STEPS) for name, goal in TAUGHT.items()},
     "mean field, ELBO": (inference.MeanFieldEncoder, ELBO, 2 * STEPS),
-    "full covariance, ELBO": (inference.FullCovarianceEncoder, ELBO, 2 * STEPS),
+    "full covariance, forward KL": (inference.FullCovarianceEncoder, ForwardKL, 2 * STEPS),
 }
 
 
