@@ -12,10 +12,10 @@ from .codes import Codes
 from .latents import Latents
 from .observation import flatten
 from .seeds import seeded
-from .units import Units, squash
+from .units import Units, silent, squash
 from .whitening import Whitening
 
-__all__ = ["Critic", "HasCritic", "critic_for", "pairs", "perceptron", "silent"]
+__all__ = ["Critic", "HasCritic", "critic_for", "pairs", "perceptron"]
 
 PILOT, PILOT_WHOLE = 2048, 64  # joint draws behind the linear guess; where data are one problem
 
@@ -119,14 +119,6 @@ def pairs(latents: Latents) -> tuple[Tensor, Tensor]:
     z, x = latents.joint(PILOT if latents.plated else PILOT_WHOLE, seed=0)
     codes = Codes(latents, "Critic").encode(z)
     return flatten(x, len(codes)), codes
-
-
-def silent(inputs: int, outputs: int) -> nn.Linear:
-    """A linear layer that is zero at the start."""
-    layer = nn.Linear(inputs, outputs)
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
-    return layer
 
 
 def perceptron(*widths: int) -> nn.Sequential:

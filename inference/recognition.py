@@ -7,7 +7,7 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .codes import Codes
 from .guide import Draws, Guide, check_counts, check_number
@@ -16,7 +16,7 @@ from .objectives.adversarial import Adversarial
 from .observation import Observation, flatten
 from .progress import bar
 from .seeds import seeded
-from .units import Units, pilot, squash
+from .units import Units, pilot, silent, squash
 
 __all__ = ["Recognition"]
 
@@ -52,10 +52,8 @@ class Recognition(Guide):
         drawn = self.codes.discrete.to(codes.device)
         self.units.u_loc[drawn], self.units.u_scale[drawn] = 0.0, 1.0
         with seeded(seed):
-            self.linear = nn.Linear(features.shape[1], codes.shape[1])
+            self.linear = silent(features.shape[1], codes.shape[1])
             self.build(features.shape[1], codes.shape[1], **knobs)
-        for parameter in self.linear.parameters():
-            nn.init.zeros_(parameter)
         self.to(features.dtype)
 
     def build(self, features: int, codes: int, **knobs: Any) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from .latents import Latents, Values
 from .observation import flatten
 
-__all__ = ["Units", "centre_and_scale", "pilot", "squash"]
+__all__ = ["Units", "centre_and_scale", "pilot", "silent", "squash"]
 
 PILOT, PILOT_WHOLE = 512, 32  # joint draws that set units; where a data set is one problem
 
@@ -44,6 +44,14 @@ class Units(nn.Module):
     def standardise(self, features: Tensor) -> Tensor:
         """Features with centre 0 and scale 1 under the joint."""
         return (features - self.x_loc) / self.x_scale
+
+
+def silent(inputs: int, outputs: int) -> nn.Linear:
+    """A linear layer that is zero at the start."""
+    layer = nn.Linear(inputs, outputs)
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
 
 
 def squash(scaled: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from ..noise import CorrelatedNoise, PrivateNoise
 from ..objectives.reliability import ReliabilityCost
 from ..observation import Observation, flatten
 from ..seeds import seeded
-from ..units import Units, pilot
+from ..units import Units, pilot, silent
 from .encoder import Encoder, MeanFieldEncoder, positive
 
 __all__ = ["MultiLayerCircuit", "RecurrentCircuit", "SingleLayerCircuit"]
@@ -37,9 +37,7 @@ class _Readout(Units):
         features, z = pilot(latents)
         super().__init__(features, latents.pack(z)[0])
         with seeded(0):  # leaves the global generator alone; the weights are zero
-            self.linear = nn.Linear(features.shape[1], latents.size)
-        for parameter in self.linear.parameters():
-            nn.init.zeros_(parameter)
+            self.linear = silent(features.shape[1], latents.size)
         self.to(features.dtype)
 
     def forward(self, features: Tensor) -> Tensor:

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, pad, silu
 
 from ..codes import Codes
-from ..critic import Critic, pairs, perceptron, silent
+from ..critic import Critic, pairs, perceptron
 from ..errors import Incompatible
 from ..guide import check_counts
 from ..latents import Latents, ModelLike
 from ..observation import Observation, flatten, parts
 from ..recognition import Recognition
-from ..units import squash
+from ..units import silent, squash
 from ..whitening import Whitening
 
 __all__ = ["TemporalCritic", "TemporalRecognition"]
