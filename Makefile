@@ -4,13 +4,15 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
 
-.PHONY: help install demo test test-all lint types examples browser bench clean
+.PHONY: help install demo test test-all lint types examples docs tutorials browser bench clean
 
 help:
 	@echo "make demo      learn a model of real digits, fit three guides, compare, write a report"
 	@echo "make test      the fast tests       make test-all  with the slow ones"
 	@echo "make lint      ruff                 make types     mypy"
-	@echo "make examples  run the README's examples as they stand"
+	@echo "make examples  run the examples of the README and of docs/ as they stand"
+	@echo "make docs      write the documentation site to build/site, check its links"
+	@echo "make tutorials run all tutorials, and their hidden answers, from a clean state"
 	@echo "make browser   open the report in headless Chromium, if there is one"
 	@echo "make bench     the benchmarks behind the numbers in the README"
 
@@ -21,7 +23,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  { echo "neuroguide needs Python 3.11 or newer; try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
 	  { echo "python3 has no venv module; on Debian: apt-get install python3-venv"; rm -rf $(VENV); exit 1; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,docs,tutorials]'
 	@touch $@
 
 demo: install
@@ -41,7 +43,14 @@ types: install
 	$(BIN)/mypy
 
 examples: install
-	$(BIN)/python -m pytest tests/test_readme.py -m "slow or not slow"
+	$(BIN)/python -m pytest tests/test_readme.py tests/test_docs.py -m "slow or not slow"
+
+docs: install
+	$(BIN)/sphinx-build -q -W --keep-going -c docs . build/site
+	$(BIN)/python -m pytest tests/test_site.py -m slow
+
+tutorials: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/test_tutorials.py -m "slow or not slow"
 
 browser: install
 	$(BIN)/python -m pytest tests/test_report.py -m slow
@@ -62,4 +71,4 @@ bench: install
 	$(BIN)/python benchmarks/reservoir_posteriors.py --models gaussian_mixture_latents --samplers denoising,mixed
 
 clean:
-	rm -rf $(VENV) runs build dist *.egg-info
+	rm -rf $(VENV) runs build dist docs/api *.egg-info

@@ -20,7 +20,7 @@ from diagnostics.compare import EXACT
 from diagnostics.report import overview, table, telling
 from diagnostics.report import report as write_report
 from diagnostics.rundir import RunDirectory
-from inference.errors import BadInput, Incompatible, NeuroguideError, NoExactPosterior, lookup
+from inference.errors import BadInput, Incompatible, NeuroguideError, NoExactPosterior
 from inference.files import atomic_path
 from inference.observation import take
 from zoo.data import DATA, Data
@@ -92,19 +92,14 @@ def list_() -> None:
     for row in rows(zoo.MODELS):
         models.add_row(row.name, row.latents, row.observation, row.truth, row.paper)
     out.print(models)
-    for title, entries in (("Guides", inference.GUIDES), ("Objectives", inference.OBJECTIVES)):
+    named: dict[str, inference.Table[Any]] = {
+        "Guides": inference.GUIDES, "Objectives": inference.OBJECTIVES, "Data sets": DATA
+    }  # fmt: skip
+    for title, entries in named.items():
         found = Table("name", "what it is", title=title)
-        for name, entry in entries.items():
-            found.add_row(name, _first_line(entry))
+        for name, what in entries.rows():
+            found.add_row(name, escape(what))
         out.print(found)
-    sets = Table("name", "what it is", title="Data sets")
-    for name, loader in DATA.items():
-        sets.add_row(name, _first_line(loader))
-    out.print(sets)
-
-
-def _first_line(entry: object) -> str:
-    return escape((entry.__doc__ or "").splitlines()[0])
 
 
 @app.command()
@@ -202,7 +197,7 @@ def show(
 
     Example: neuroguide show banana
     """
-    built = lookup(zoo.MODELS, model, "model")()
+    built = zoo.MODELS[model]()
     out.print(escape(inspect.cleandoc(built.__doc__ or "")), highlight=False)
     path = out_path or Path(f"{model}.png")
     figure = diagnostics.plots.model(built, problem=problem)
@@ -229,7 +224,7 @@ def reference(
 
     Example: neuroguide reference sparse_coding
     """
-    built = lookup(zoo.MODELS, model, "model")()
+    built = zoo.MODELS[model]()
     path = out_path or reference_path(model)
     sizes = {"draws": draws, "chains": chains, "seed": seed}
     again = f"neuroguide reference {model} --draws {draws} --chains {chains} --seed {seed}"
@@ -270,9 +265,9 @@ def _default(*names: str | None) -> Path:
 
 def _check_names(config: Mapping[str, Any]) -> None:
     """Every name is known before anything is computed or written."""
-    lookup(zoo.MODELS, config["model"], "model")
+    zoo.MODELS[config["model"]]
     for name in config["guides"]:
-        lookup(inference.GUIDES, name, "guide")
+        inference.GUIDES[name]
     if EXACT in config["guides"] and config["command"] == "compare":
         raise BadInput(
             "guides", expected="guides to compare with the exact posterior", got=EXACT,
@@ -281,9 +276,9 @@ def _check_names(config: Mapping[str, Any]) -> None:
     if not config["guides"]:
         raise BadInput("guides", expected="at least one name", got="none", fix="--guides flow")
     if config["data"] is not None:
-        lookup(DATA, config["data"], "data")
+        DATA[config["data"]]
     if config["objective"] is not None:
-        lookup(inference.OBJECTIVES, config["objective"], "objective")
+        inference.OBJECTIVES[config["objective"]]
 
 
 Fits = dict[str, inference.Fit]

@@ -318,7 +318,7 @@ def main() -> None:
         "dictionary": lambda: dictionary(data, names, chosen.steps),
     }
     for experiment in chosen.experiments.split(","):
-        inference.lookup(runs, experiment, "experiments")()
+        inference.Table("experiment", runs)[experiment]()
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def draw(
     seed: int,
     prior: bool = False,
     posterior_predictive: bool = False,
-    progress: bool = False,
+    progress: bool = True,
 ) -> DataTree:
     """Sample a guide and return everything ArviZ wants to know.
 
@@ -86,7 +86,7 @@ def draw(
     began = time.perf_counter()
     found = guide.draw(x, draws=draws, chains=chains, seed=seed, progress=progress)
     seconds = time.perf_counter() - began
-    with torch.no_grad():
+    with torch.no_grad(), seeded(seed, 2):  # a spiking circuit runs anew to know log q
         groups: Groups = {
             "posterior": _arrays(found.values),
             "sample_stats": _arrays(_stats(lat, guide, found, x)),

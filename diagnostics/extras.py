@@ -13,6 +13,7 @@ from torch import Tensor
 from inference.guide import Guide, HasDensity, HasScore
 from inference.latents import MAX_CELLS, Latents, ModelLike, Values
 from inference.observation import Observation, parts
+from inference.seeds import seeded
 
 from .draws import array, beside, values_of
 
@@ -56,11 +57,12 @@ def extend(
     import xarray
 
     x = beside(guide, x)
-    groups = {
-        "at_reference": _at_reference(guide, x, reference, judge),
-        "scores": _scores(tree, guide, x),
-        "modes": _modes(tree, model, guide),
-    }
+    with seeded(int(tree.attrs["seed"]), 3):  # a spiking circuit runs anew to know log q
+        groups = {
+            "at_reference": _at_reference(guide, x, reference, judge),
+            "scores": _scores(tree, guide, x),
+            "modes": _modes(tree, model, guide),
+        }
     for name, dataset in groups.items():
         if dataset is not None:
             tree[name] = xarray.DataTree(dataset)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from xarray import DataTree
 
-__all__ = ["film", "is_video", "record"]
+__all__ = ["Film", "film", "is_video", "record"]
 
 Array = np.ndarray[Any, Any]
 GROUP, AXES = "film", ("time", "pixel")
@@ -91,7 +92,17 @@ def _made_of(model: Any, z: Values) -> dict[str, Array]:
     return found
 
 
-def film(trees: Mapping[str, DataTree], *, problem: int = 0) -> bytes:
+class Film(bytes):
+    """The bytes of a GIF; as the last value of a notebook's cell it plays."""
+
+    def __repr__(self) -> str:
+        return f"<film of {len(self):,} bytes>"
+
+    def _repr_html_(self) -> str:
+        return f"<img src='data:image/gif;base64,{base64.b64encode(self).decode()}' alt='film'>"
+
+
+def film(trees: Mapping[str, DataTree], *, problem: int = 0) -> Film:
     """An animated picture of one problem: what is seen, and what each guide makes of it.
 
     Above, the observed frame, and of each guide the posterior mean of the frame without noise.
@@ -114,8 +125,8 @@ def film(trees: Mapping[str, DataTree], *, problem: int = 0) -> bytes:
         >>> model = zoo.GaussianVideo()
         >>> trees = diagnostics.collect(model, {}, model.observations()[:1], draws=50, seed=0)
         >>> record(model, trees)
-        >>> film(trees)[:6]
-        b'GIF89a'
+        >>> film(trees).startswith(b"GIF89a")
+        True
     """
     missing = [name for name, tree in trees.items() if GROUP not in tree.children]
     if missing:
@@ -129,7 +140,7 @@ def film(trees: Mapping[str, DataTree], *, problem: int = 0) -> bytes:
         raise BadInput("problem", expected=wanted, got=repr(problem), fix="problem=0.")
     observed = next(iter(trees[EXACT]["observed_data"].dataset.data_vars.values()))
     views = {name: _view(name, tree, problem) for name, tree in trees.items()}
-    return _gif(list(_images(observed.values[problem], views)))
+    return Film(_gif(list(_images(observed.values[problem], views))))
 
 
 @dataclass(frozen=True)

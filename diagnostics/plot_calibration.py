@@ -37,6 +37,8 @@ def ecdf(tree: DataTree, *, probability: float = 0.99) -> Figure:
     from arviz_plots import plot_ecdf_pit
     from matplotlib import pyplot
 
+    from .picture import Picture
+
     found = columns(tree)
     names = sorted(found, key=lambda n: p_value(found[n]))[:MAX_PANELS]
     names = [n for n in found if n in names]
@@ -54,7 +56,11 @@ def ecdf(tree: DataTree, *, probability: float = 0.99) -> Figure:
         ci_prob=probability,
         col_wrap=across,
         visuals={"title": False, "remove_axis": False, "ylabel": False, "xlabel": False},
-        figure_kwargs={"figsize": (2.7 * across + 0.6, 2.1 * down + 0.9), "layout": "constrained"},
+        figure_kwargs={
+            "figsize": (2.7 * across + 0.6, 2.1 * down + 0.9),
+            "layout": "constrained",
+            "FigureClass": Picture,
+        },
     )
     figure: Figure = collection.viz["figure"].item()
     pyplot.close(figure)  # out of pyplot's global list

@@ -277,6 +277,7 @@ def _step_axis(ax: Axes, last: int) -> None:
     ax.xaxis.set_major_formatter(FuncFormatter(lambda t, _: f"{t:,.0f}"))
     ax.xaxis.set_minor_formatter(NullFormatter())
     ax.set_xlim(0, max(1, last))
+    ax.set_xlabel("step")
     ax.spines[["top", "right"]].set_visible(False)
 
 

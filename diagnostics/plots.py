@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from inference import GUIDES
+from inference.errors import BadInput
 from inference.guide import Guide
 from inference.latents import ModelLike
 from inference.observation import Observation
@@ -35,6 +36,7 @@ __all__ = [
     "ranks",
     "rates",
     "reconstructions",
+    "scatter",
     "score_field",
     "traces",
     "trajectories",
@@ -47,6 +49,7 @@ GUIDE_INKS = (
 )  # fmt: skip
 MAX_PANELS = 12
 MAX_BARS, RARE = 10, 0.005  # values with bars of their own; share of the largest put together
+MAX_DOTS = 2000  # draws that are dots
 MAX_CHAINED = 4  # latents whose chains are shown
 SMOOTH = 40  # losses are shown as means over 1/40 of the steps
 
@@ -89,6 +92,36 @@ def marginals(trees: Mapping[str, DataTree], *, problem: int = 0) -> Figure:
         ax.set_axis_off()
     handles, texts = axes[0].get_legend_handles_labels()
     figure.legend(handles, texts, loc="outside upper center", ncols=beside, frameon=False)
+    return figure
+
+
+def scatter(
+    trees: Mapping[str, DataTree], *, problem: int = 0, latents: tuple[int, int] = (0, 1)
+) -> Figure:
+    """Draws of two latents, the guides side by side.
+
+    Args:
+        trees: draws by guide.
+        problem: which observation.
+        latents: which two, counted as in the packed vector.
+
+    Raises:
+        BadInput: there are no such latents.
+    """
+    names = labels(next(iter(trees.values())))
+    if len(set(latents)) < 2 or not set(latents) <= set(range(len(names))):
+        raise BadInput(
+            "latents", expected=f"two of the {len(names)} latents", got=repr(latents),
+            fix="For one latent there is plots.marginals.",
+        )  # fmt: skip
+    figure = new_figure(2.5 * len(trees) + 0.4, 2.9)
+    axes = figure.subplots(1, len(trees), sharex=True, sharey=True, squeeze=False)[0]
+    for ax, (name, tree) in zip(axes, trees.items(), strict=True):
+        z = packed(tree)[problem][:MAX_DOTS, latents]
+        ax.scatter(*z.T, s=4, alpha=0.4, lw=0, color=colour(name), rasterized=True)
+        ax.set_xlabel(names[latents[0]])
+        ax.set_title(_title(name), fontsize=10, color=colour(name))
+    axes[0].set_ylabel(names[latents[1]])
     return figure
 
 
@@ -187,7 +220,10 @@ def _arviz(
     import arviz_plots
     import matplotlib.pyplot as plt
 
-    pc: dict[str, Any] = {"figure_kwargs": {"figsize": size, "layout": "constrained", "dpi": 110}}
+    from .picture import Picture
+
+    kind = {"figsize": size, "layout": "constrained", "dpi": 110, "FigureClass": Picture}
+    pc: dict[str, Any] = {"figure_kwargs": kind}
     pc |= {"color": list(color)} | ({"aes": aes} if aes else {})
     found = getattr(arviz_plots, name)(draws, backend="matplotlib", **pc, **knobs)
     if legend:

@@ -17,7 +17,7 @@ from inference.guide import Guide, check_counts
 from inference.latents import ModelLike, Values
 from inference.observation import Observation, fingerprint, parts, take
 from inference.progress import bar
-from inference.seeds import stream
+from inference.seeds import seeded, stream
 
 from .draws import tree_of
 
@@ -151,7 +151,7 @@ class Simulations:
         chunks = list(self._pieces(z, x))
         with bar(kind, len(chunks), start=store.done, show=progress) as advance:
             for k in range(store.done, len(chunks)):
-                with torch.no_grad():
+                with torch.no_grad(), seeded(self.seed, TIES, k):
                     store.add(measure(self._drawn(k, *chunks[k])))
                 advance()
         arrays = {n: np.concatenate(v)[None] for n, v in store.found.items()}

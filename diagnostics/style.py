@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from .picture import Picture
 
 __all__ = ["GREY", "INK", "PALETTE", "labels_of", "new_figure"]
 
@@ -15,11 +15,11 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F
 INK, GREY = "#222222", "#999999"
 
 
-def new_figure(width: float, height: float) -> Figure:
-    """A figure outside pyplot's global list."""
-    from matplotlib.figure import Figure
+def new_figure(width: float, height: float) -> Picture:
+    """A figure outside pyplot's global list, which a notebook shows."""
+    from .picture import Picture
 
-    return Figure(figsize=(width, height), layout="constrained", dpi=110)
+    return Picture(figsize=(width, height), layout="constrained", dpi=110)
 
 
 def labels_of(sizes: Mapping[str, int]) -> list[str]:

@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from .beliefs import HasBeliefs
+from .conformance import Conformance, check_guide
 from .costs import MECHANISMS, Cost, Entropic, PowerLaw, Sum, calibrated_scale, mixture
 from .errors import (
     BadCheckpoint,
@@ -20,7 +21,7 @@ from .errors import (
     NoDensity,
     NoExactPosterior,
     OutputError,
-    lookup,
+    UnknownName,
 )
 from .fit import Fit, fit
 from .guide import (
@@ -71,9 +72,12 @@ from .objectives.score_matching import (
     NoiseStaircase,
 )
 from .objectives.wake_sleep import ReweightedWakeSleep
-from .observation import Observation
+from .observation import Observation, flatten
 from .packed import PackedGuide
+from .recognition import Recognition
 from .sampling import Sampling
+from .seeds import seeded
+from .table import Table
 
 __all__ = [
     "ELBO",
@@ -88,6 +92,7 @@ __all__ = [
     "AutoNormal",
     "BadCheckpoint",
     "BadInput",
+    "Conformance",
     "Cost",
     "DenoisingScoreMatching",
     "Diverged",
@@ -142,6 +147,7 @@ __all__ = [
     "PowerLaw",
     "PriorContrastive",
     "RandomReservoir",
+    "Recognition",
     "RecurrentCircuit",
     "RecurrentRecognition",
     "ReliabilityCost",
@@ -156,14 +162,18 @@ __all__ = [
     "SparseLaplace",
     "StochasticSynapses",
     "Sum",
+    "Table",
     "TemporalRecognition",
+    "UnknownName",
     "Values",
     "Wasserstein",
     "calibrated_scale",
+    "check_guide",
     "exact",
     "fit",
-    "lookup",
+    "flatten",
     "mixture",
+    "seeded",
 ]
 
 
@@ -173,51 +183,57 @@ def exact(model: Any) -> Guide:
     return guide
 
 
-GUIDES: Mapping[str, Callable[..., Guide]] = {
-    "exact": exact,
-    "mean_field_encoder": MeanFieldEncoder,
-    "full_covariance_encoder": FullCovarianceEncoder,
-    "flow": Flow,
-    "auto_normal": AutoNormal,
-    "auto_multivariate_normal": AutoMultivariateNormal,
-    "nuts": NUTS,
-    "reservoir_sampler": ReservoirSampler,
-    "random_reservoir": RandomReservoir,
-    "energy_reservoir": EnergyReservoir,
-    "sampler_only_rate": SamplerOnlyRate,
-    "sampler_only_current": SamplerOnlyCurrent,
-    "iterative_poisson": IterativePoisson,
-    "online_poisson": OnlinePoisson,
-    "iterative_gaussian": IterativeGaussian,
-    "poisson_encoder": PoissonEncoder,
-    "semi_amortised_poisson": SemiAmortisedPoisson,
-    "lca": LCA,
-    "ista": ISTA,
-    "sparse_laplace": SparseLaplace,
-    "single_layer_circuit": SingleLayerCircuit,
-    "multi_layer_circuit": MultiLayerCircuit,
-    "recurrent_circuit": RecurrentCircuit,
-    "stochastic_synapses": StochasticSynapses,
-    "recurrent_recognition": RecurrentRecognition,
-    "noise_mlp": NoiseMLP,
-    "temporal_recognition": TemporalRecognition,
-}
-OBJECTIVES: Mapping[str, type[Objective]] = {
-    "elbo": ELBO,
-    "forward_kl": ForwardKL,
-    "denoising_score_matching": DenoisingScoreMatching,
-    "noise_staircase": NoiseStaircase,
-    "exact_score": ExactScore,
-    "mixed_score": MixedScore,
-    "implicit_score": ImplicitScore,
-    "free_energy": FreeEnergy,
-    "fixed_point": FixedPoint,
-    "map_energy": MAPEnergy,
-    "reliability_cost": ReliabilityCost,
-    "adversarial": Adversarial,
-    "prior_contrastive": PriorContrastive,
-    "wasserstein": Wasserstein,
-    "oscillating": Oscillating,
-    "energy_score": EnergyScore,
-    "reweighted_wake_sleep": ReweightedWakeSleep,
-}
+GUIDES: Table[Callable[..., Guide]] = Table(
+    "guide",
+    {
+        "exact": exact,
+        "mean_field_encoder": MeanFieldEncoder,
+        "full_covariance_encoder": FullCovarianceEncoder,
+        "flow": Flow,
+        "auto_normal": AutoNormal,
+        "auto_multivariate_normal": AutoMultivariateNormal,
+        "nuts": NUTS,
+        "reservoir_sampler": ReservoirSampler,
+        "random_reservoir": RandomReservoir,
+        "energy_reservoir": EnergyReservoir,
+        "sampler_only_rate": SamplerOnlyRate,
+        "sampler_only_current": SamplerOnlyCurrent,
+        "iterative_poisson": IterativePoisson,
+        "online_poisson": OnlinePoisson,
+        "iterative_gaussian": IterativeGaussian,
+        "poisson_encoder": PoissonEncoder,
+        "semi_amortised_poisson": SemiAmortisedPoisson,
+        "lca": LCA,
+        "ista": ISTA,
+        "sparse_laplace": SparseLaplace,
+        "single_layer_circuit": SingleLayerCircuit,
+        "multi_layer_circuit": MultiLayerCircuit,
+        "recurrent_circuit": RecurrentCircuit,
+        "stochastic_synapses": StochasticSynapses,
+        "recurrent_recognition": RecurrentRecognition,
+        "noise_mlp": NoiseMLP,
+        "temporal_recognition": TemporalRecognition,
+    },
+)
+OBJECTIVES: Table[type[Objective]] = Table(
+    "objective",
+    {
+        "elbo": ELBO,
+        "forward_kl": ForwardKL,
+        "denoising_score_matching": DenoisingScoreMatching,
+        "noise_staircase": NoiseStaircase,
+        "exact_score": ExactScore,
+        "mixed_score": MixedScore,
+        "implicit_score": ImplicitScore,
+        "free_energy": FreeEnergy,
+        "fixed_point": FixedPoint,
+        "map_energy": MAPEnergy,
+        "reliability_cost": ReliabilityCost,
+        "adversarial": Adversarial,
+        "prior_contrastive": PriorContrastive,
+        "wasserstein": Wasserstein,
+        "oscillating": Oscillating,
+        "energy_score": EnergyScore,
+        "reweighted_wake_sleep": ReweightedWakeSleep,
+    },
+)

@@ -16,6 +16,7 @@ __all__ = [
     "NoDensity",
     "NoExactPosterior",
     "OutputError",
+    "UnknownName",
     "lookup",
 ]
 
@@ -68,14 +69,30 @@ class FitWarning(UserWarning):
     """A fit has ended, and its gauges say that something went wrong on the way."""
 
 
+class UnknownName(BadInput, KeyError):
+    """A name that a table does not have; the message suggests the nearest.
+
+    Args:
+        table: the names there are.
+        name: the one that came.
+        what: what it should have named, "guide".
+    """
+
+    def __init__(self, table: Mapping[str, object], name: object, what: str) -> None:
+        near = difflib.get_close_matches(str(name), table, n=1, cutoff=0.4)
+        super().__init__(
+            what,
+            expected=f"one of {', '.join(sorted(table))}",
+            got=repr(name),
+            fix=f"Did you mean {near[0]!r}?" if near else "See `neuroguide list`.",
+        )
+
+    def __str__(self) -> str:
+        return str(self.args[0])  # KeyError would put it in quotes
+
+
 def lookup(table: Mapping[str, T], name: str, what: str) -> T:
-    """The entry of a table, or a :class:`BadInput` that suggests the nearest name."""
-    if name in table:
-        return table[name]
-    near = difflib.get_close_matches(name, table, n=1, cutoff=0.4)
-    raise BadInput(
-        what,
-        expected=f"one of {', '.join(sorted(table))}",
-        got=repr(name),
-        fix=f"Did you mean {near[0]!r}?" if near else "See `neuroguide list`.",
-    )
+    """The entry of a table, or :class:`UnknownName`."""
+    if name not in table:
+        raise UnknownName(table, name, what)
+    return table[name]

@@ -22,11 +22,12 @@ from .objective import Objective
 from .observation import Observation, fingerprint, parts
 from .progress import bar
 from .seeds import reseed, seeded, stream
+from .show import card, curve
 
 __all__ = ["Fit", "fit"]
 
 
-@dataclass
+@dataclass(repr=False)
 class Fit:
     """A trained guide and how it came about.
 
@@ -63,6 +64,32 @@ class Fit:
     def seed(self) -> int:
         """The seed."""
         return int(self.settings["seed"])
+
+    def _rows(self) -> list[tuple[str, str]]:
+        """What it was and how it ended; losses are means over the last tenth of the steps."""
+        last = {n: float(np.mean(v[-max(1, len(v) // 10) :])) for n, v in self.losses.items()}
+        told = ", ".join(f"{n} {v:.4g}" for n, v in last.items())
+        return [
+            ("guide", type(self.guide).__name__),
+            ("objective", str(self.settings["objective"])),
+            ("steps", f"{self.steps:,} in {self.seconds:.1f} s"),
+            ("last losses", told or "none"),
+            ("warnings", " ".join(self.warnings) or "none"),
+        ]
+
+    def __repr__(self) -> str:
+        return f"Fit({', '.join(f'{name}: {text}' for name, text in self._rows())})"
+
+    def _repr_html_(self) -> str:
+        return card("Fit", self._rows(), after="".join(map(curve, self._curves())))
+
+    def _curves(self) -> list[list[float]]:
+        """Losses, as means over 1/120 of the steps."""
+        return [
+            [float(c.mean()) for c in np.array_split(v, min(120, len(v)))]
+            for v in self.losses.values()
+            if len(v)
+        ]
 
     def save(self, path: str | Path) -> None:
         """Write guide, losses and, where learned, model to one safetensors file, atomically."""

@@ -21,6 +21,7 @@ from .module import LocalModule
 from .objective import Objective
 from .observation import Observation, parts, repeat
 from .seeds import seeded
+from .show import card, first_line, knobs_of
 
 __all__ = [
     "Draws",
@@ -183,6 +184,29 @@ class Guide(LocalModule):
         ):
             known = self.__dict__["_latents"] = Latents(self.model)
         return known
+
+    def extra_repr(self) -> str:
+        """The model and the knobs, inside the brackets."""
+        title = getattr(self.model, "title", type(self.model).__name__)
+        return ", ".join([title, *knobs_of(self.knobs)])
+
+    def __repr__(self) -> str:
+        with seeded(0):  # zuko runs its flows to show them
+            text: str = super().__repr__()
+        return text
+
+    def _repr_html_(self) -> str:
+        objective = self.objective.__name__ if self.objective else "none: nothing to train"
+        rows = [
+            ("model", getattr(self.model, "title", type(self.model).__name__)),
+            ("latents", self.latents.described()),
+            ("knobs", ", ".join(knobs_of(self.knobs)) or "none"),
+            ("parameters", f"{sum(p.numel() for p in self.parameters()):,}"),
+            ("answers for", "any x" if self.amortised else "the x it was fitted to"),
+            ("density", "yes" if isinstance(self, HasDensity) else "no: it can only be sampled"),
+            ("objective", objective),
+        ]
+        return card(f"{type(self).__name__}: {first_line(self)}", rows)
 
     def forward(self, x: Observation) -> Any:
         """Sample the model's latent sites inside the plate "data"."""

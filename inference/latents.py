@@ -101,6 +101,10 @@ class Latents:
         """No site is discrete."""
         return not any(s.discrete for s in self.sites)
 
+    def described(self) -> str:
+        """Each site, how many numbers it has for a problem and of which kind: "z: 8 real"."""
+        return ", ".join(f"{s.name}: {s.shape.numel():,} {s.kind}" for s in self.sites)
+
     def problems(self, x: Observation) -> int:
         """Number of problems B in x."""
         return size(x) if self.plated else 1

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor, nn
 
 from .errors import Incompatible
+from .show import knobs_of
 
 if TYPE_CHECKING:
     from .guide import Guide
@@ -73,6 +74,10 @@ class Objective(nn.Module):
     def __init__(self, **knobs: Any) -> None:
         super().__init__()
         self.knobs = knobs
+
+    def extra_repr(self) -> str:
+        """The knobs, inside the brackets."""
+        return ", ".join(knobs_of(self.knobs))
 
     def players(self, guide: Guide) -> dict[str, Player]:
         """Who plays, by name; "guide" is always one of them."""

@@ -34,6 +34,17 @@ class Site:
     dtype: torch.dtype
     plates: tuple[tuple[str, int, int], ...]
 
+    @property
+    def kind(self) -> str:
+        """What sort of number it holds: real, positive, bounded, binary, counts or states."""
+        base = getattr(self.support, "base_constraint", self.support)
+        if base is constraints.boolean:
+            return "binary"
+        bounded = hasattr(base, "upper_bound")
+        if self.discrete:
+            return "states" if bounded else "counts"
+        return "bounded" if bounded else "positive" if hasattr(base, "lower_bound") else "real"
+
 
 def site_of(name: str, node: dict[str, Any], *, plated: bool) -> Site:
     """A latent site from its node in a trace.

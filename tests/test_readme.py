@@ -19,10 +19,6 @@ PATH = Path(__file__).parent.parent / "README.md"
 README = PATH.read_text()
 
 
-def first_line(entry):
-    return entry.__doc__.splitlines()[0]
-
-
 def markdown(*rows):
     lines = ["| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in rows]
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
@@ -35,8 +31,8 @@ def tables():
         (f"`{r.name}`", r.latents, r.observation, r.truth, r.paper, r.title)
         for r in rows(zoo.MODELS)
     ]
-    guides = [(f"`{n}`", first_line(g)) for n, g in inference.GUIDES.items()]
-    objectives = [(f"`{n}`", first_line(o)) for n, o in inference.OBJECTIVES.items()]
+    guides = [(f"`{n}`", what) for n, what in inference.GUIDES.rows()]
+    objectives = [(f"`{n}`", what) for n, what in inference.OBJECTIVES.rows()]
     metrics = [(f"`{n}`", m.title, m.why) for n, m in METRICS.items()]
     return {
         "models": markdown(*models),
@@ -70,10 +66,10 @@ def test_python_examples_run_verbatim(capsys, tmp_path, monkeypatch):
     for code in examples:
         exec(compile(code, "README.md", "exec"), namespace)
     shown = capsys.readouterr().out
-    assert "mean_field" in shown
+    assert "mean_field_encoder" in shown
     value = namespace["table"].value
-    assert float(value.sel(guide="full_covariance", metric="c2st")) < 0.6
-    assert float(value.sel(guide="mean_field", metric="c2st")) > 0.7
+    assert float(value.sel(guide="full_covariance_encoder", metric="c2st")) < 0.6
+    assert float(value.sel(guide="mean_field_encoder", metric="c2st")) > 0.7
 
 
 def test_commands_are_real():

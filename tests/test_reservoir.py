@@ -618,7 +618,7 @@ def test_only_the_read_out_of_a_random_reservoir_is_learned(precise):
     fit(precise, guide, steps=3, batch_size=64, progress=False)
     changed = [n for n, t in guide.state_dict().items() if not torch.equal(t, before[n])]
     assert changed == ["outward"]
-    assert guide.knobs["hidden"] == ()
+    assert "hidden" not in guide.knobs
     with pytest.raises(Incompatible, match=r"^ForwardKL: expected score matching"):
         guide.regression(ForwardKL(), precise.observations()[:B], None)
 

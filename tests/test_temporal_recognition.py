@@ -122,7 +122,7 @@ def test_codes_have_shapes_and_gradients_to_every_parameter(name, causal):
 
 
 def by_hand(guide, x):
-    """c_t = V x + out([.., s_t]), s_t = tanh(W [f_t, b_t, e_t, r_t-1] + b), r_t = c_t - V x."""
+    """c_t = V x + out([.., s_t]), s_t = tanh(W [f, b, g_t e_t, r_t-1] + k_t), r_t = c_t - V x."""
     units, t = guide.units, guide.duration
     standard = (x - units.x_loc) / units.x_scale
     squashed = 10 * torch.tanh(standard / 10)
@@ -136,8 +136,8 @@ def by_hand(guide, x):
         past.append(f[0])
         future.insert(0, b[0])
     for k in range(t):
-        known = torch.cat([past[k], future[k], e[:, k], r], -1)
-        state = torch.tanh(guide.inward(known))
+        known = torch.cat([past[k], future[k], guide.gain[k] * e[:, k], r], -1)
+        state = torch.tanh(guide.inward(known) + guide.clock[k])
         r = guide.outward(torch.cat([known, state], -1))
         found.append(direct[:, k : k + 1] + r)
     return units.u_loc + units.u_scale * torch.cat(found, -1)

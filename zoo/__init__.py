@@ -5,9 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from inference.errors import NoExactPosterior
+from inference.table import Table
 
 from . import data
 from .banana import Banana
@@ -124,43 +123,46 @@ __all__ = [
     "from_pyro",
 ]
 
-MODELS: Mapping[str, type[Model]] = {
-    "factor_analysis": FactorAnalysis,
-    "explaining_away": ExplainingAway,
-    "gaussian_mixture_latents": GaussianMixtureLatents,
-    "bimodal": Bimodal,
-    "laplace_mixture": LaplaceMixture,
-    "square_root": SquareRoot,
-    "ring": Ring,
-    "banana": Banana,
-    "product": Product,
-    "continuous_sprinkler": ContinuousSprinkler,
-    "four_neurons": FourNeurons,
-    "layered_gaussian": LayeredGaussian,
-    "recurrent_generator": RecurrentGenerator,
-    "sparse_coding": SparseCoding,
-    "spike_and_slab": SpikeAndSlab,
-    "scale_mixture": ScaleMixture,
-    "observed_contrast": ObservedContrast,
-    "poisson_coding": PoissonCoding,
-    "rectified_coding": RectifiedCoding,
-    "bayesian_regression": BayesianRegression,
-    "logistic_regression": LogisticRegression,
-    "bayesian_mlp": BayesianMLP,
-    "noisy_or": NoisyOr,
-    "sprinkler": Sprinkler,
-    "state_space": StateSpace,
-    "hidden_markov": HiddenMarkov,
-    "moving_ball": MovingBall,
-    "gaussian_video": GaussianVideo,
-    "causal_inference": CausalInference,
-    "necker": Necker,
-    "plaid_motion": PlaidMotion,
-    "two_moons": TwoMoons,
-    "gaussian_mixture_sbi": GaussianMixtureSBI,
-    "gaussian_linear": GaussianLinear,
-    "gaussian_linear_uniform": GaussianLinearUniform,
-    "slcp": SLCP,
-    "bernoulli_glm": BernoulliGLM,
-    "eight_schools": EightSchools,
-}
+MODELS: Table[type[Model]] = Table(
+    "model",
+    {
+        "factor_analysis": FactorAnalysis,
+        "explaining_away": ExplainingAway,
+        "gaussian_mixture_latents": GaussianMixtureLatents,
+        "bimodal": Bimodal,
+        "laplace_mixture": LaplaceMixture,
+        "square_root": SquareRoot,
+        "ring": Ring,
+        "banana": Banana,
+        "product": Product,
+        "continuous_sprinkler": ContinuousSprinkler,
+        "four_neurons": FourNeurons,
+        "layered_gaussian": LayeredGaussian,
+        "recurrent_generator": RecurrentGenerator,
+        "sparse_coding": SparseCoding,
+        "spike_and_slab": SpikeAndSlab,
+        "scale_mixture": ScaleMixture,
+        "observed_contrast": ObservedContrast,
+        "poisson_coding": PoissonCoding,
+        "rectified_coding": RectifiedCoding,
+        "bayesian_regression": BayesianRegression,
+        "logistic_regression": LogisticRegression,
+        "bayesian_mlp": BayesianMLP,
+        "noisy_or": NoisyOr,
+        "sprinkler": Sprinkler,
+        "state_space": StateSpace,
+        "hidden_markov": HiddenMarkov,
+        "moving_ball": MovingBall,
+        "gaussian_video": GaussianVideo,
+        "causal_inference": CausalInference,
+        "necker": Necker,
+        "plaid_motion": PlaidMotion,
+        "two_moons": TwoMoons,
+        "gaussian_mixture_sbi": GaussianMixtureSBI,
+        "gaussian_linear": GaussianLinear,
+        "gaussian_linear_uniform": GaussianLinearUniform,
+        "slcp": SLCP,
+        "bernoulli_glm": BernoulliGLM,
+        "eight_schools": EightSchools,
+    },
+)

@@ -13,7 +13,7 @@ import math
 import os
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from inference.errors import BadInput
 from inference.guide import check_counts
+from inference.table import Table
 
 __all__ = [
     "DATA",
@@ -329,11 +330,14 @@ def _file(name: str, base: str, filename: str, md5: str) -> Path:
         ) from error
 
 
-DATA: Mapping[str, Callable[[], Data]] = {
-    "digits": digits,
-    "patches": patches,
-    "van_hateren": van_hateren,
-    "mnist": mnist,
-    "fashion_mnist": fashion_mnist,
-    "cifar10": cifar10,
-}
+DATA: Table[Callable[[], Data]] = Table(
+    "data set",
+    {
+        "digits": digits,
+        "patches": patches,
+        "van_hateren": van_hateren,
+        "mnist": mnist,
+        "fashion_mnist": fashion_mnist,
+        "cifar10": cifar10,
+    },
+)

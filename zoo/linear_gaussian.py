@@ -140,6 +140,6 @@ class LinearGaussianPosterior(ClosedForm):
 
     def mean_field_gap(self, x: Observation | None = None) -> Tensor:
         """KL(q || p) of the best factorised Gaussian, (1/2)(sum log L_ii - log det L), in nats."""
-        precision = self.precision(x)
+        precision = self.precision(x).detach()
         diagonal = precision.diagonal(dim1=-2, dim2=-1)
         return (diagonal.log().sum(-1) - torch.logdet(precision)) / 2

@@ -16,6 +16,7 @@ from inference.guides.nuts import NUTS
 from inference.latents import Latents, Values
 from inference.module import LocalModule, localise
 from inference.observation import Observation, check_observation, parts
+from inference.show import card, first_line
 
 __all__ = ["Model", "Paper", "from_pyro"]
 
@@ -57,6 +58,25 @@ class Model(LocalModule):
     dims: Mapping[str, Sequence[str]] = {}
     image_shape: tuple[int, ...] | None = None
     tuple_of: int = 0
+
+    def extra_repr(self) -> str:
+        """Its latents and the shape of its observations, inside the brackets."""
+        if not hasattr(self, "x_0"):  # not yet built
+            return ""
+        return f"{Latents(self).described()}; x: {self._seen()}"
+
+    def _seen(self) -> str:
+        return ", ".join(str(tuple(t.shape)) for t in parts(self.observations()))
+
+    def _repr_html_(self) -> str:
+        rows = [
+            ("what it is", first_line(self)),
+            ("latents", Latents(self).described()),
+            ("observations", f"{self._seen()}, of which each row is a problem"
+             if self.plated else f"{self._seen()}, all of them one problem"),
+            ("source", f"{self.paper}: {self.paper.title} {self.paper.url}"),
+        ]  # fmt: skip
+        return card(self.title, rows)
 
     def forward(self, x: Observation | None = None) -> Any:
         """The generative process; x is None means: simulate one problem."""
@@ -107,10 +127,11 @@ class Model(LocalModule):
             NoExactPosterior: there is none; the message names what to use instead.
         """
         raise NoExactPosterior(
-            type(self).__name__,
+            self.title,
             expected="an exact posterior",
             got="a model without one",
-            fix="Compare with reference=inference.NUTS(model), or with the prior-based checks.",
+            fix="Compare with reference=inference.NUTS(model), or use sbc, coverage and tarp; a model of "
+            "your own, if small, gets one by from_pyro(exact=zoo.Quadrature) or zoo.Enumerated.",
         )
 
     def reference(self) -> Guide:
@@ -184,6 +205,9 @@ class _PyroModel(Model):
         self.keep(x)
         self.title, self.dims = title, dims  # type: ignore[misc]
         self.__dict__["make_exact"] = exact
+
+    def _get_name(self) -> str:  # what nn.Module calls itself when shown
+        return self.title
 
     def forward(self, x: Observation | None = None) -> Any:
         """The user's program, called with the tensors of x."""

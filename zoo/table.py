@@ -6,12 +6,10 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch.distributions import constraints
-
 from inference.errors import NoExactPosterior
 from inference.latents import Latents
 from inference.observation import parts
-from inference.sites import Site
+from inference.show import first_line
 
 from .model import Model
 
@@ -49,23 +47,11 @@ def _row(name: str, cls: type[Model]) -> Row:
     lat = Latents(model)
     kinds: Counter[str] = Counter()
     for s in lat.sites:
-        kinds[_kind(s)] += s.shape.numel()
+        kinds[s.kind] += s.shape.numel()
     seen = parts(model.observations())[lat.slot].shape
     shape = " x ".join(map(str, seen[1:] if lat.plated else seen)) or "1"
     latents = ", ".join(f"{n:,} {kind}" for kind, n in kinds.items())
-    title = (cls.__doc__ or "").splitlines()[0]
-    return Row(name, latents, shape, _truth(model), str(cls.paper), title)
-
-
-def _kind(site: Site) -> str:
-    """What sort of number the site holds."""
-    base = getattr(site.support, "base_constraint", site.support)
-    if base is constraints.boolean:
-        return "binary"
-    bounded = hasattr(base, "upper_bound")
-    if site.discrete:
-        return "states" if bounded else "counts"
-    return "bounded" if bounded else "positive" if hasattr(base, "lower_bound") else "real"
+    return Row(name, latents, shape, _truth(model), str(cls.paper), first_line(cls))
 
 
 def _truth(model: Model) -> str:

@@ -74,3 +74,4 @@ class PoissonEncoder(SemiAmortisedPoisson):
         self, model: ModelLike, *, hidden: tuple[int, ...] = (64, 64), seed: int = 0
     ) -> None:
         super().__init__(model, hidden=hidden, seed=seed, steps=0, training_steps=0)
+        self.knobs = {"hidden": hidden, "seed": seed}

@@ -43,6 +43,7 @@ class RandomReservoir(ReservoirSampler):
 
     def __init__(self, model: ModelLike, *, neurons: int = 512, **knobs: Any) -> None:
         super().__init__(model, neurons=neurons, gain=False, hidden=(), **knobs)
+        del self.knobs["gain"], self.knobs["hidden"]  # no knobs of this one
         n, d, like = neurons, self.latents.size, self.inward
         head = self.input.head
         with seeded(self.knobs["seed"], 2), torch.no_grad():

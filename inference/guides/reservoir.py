@@ -197,6 +197,7 @@ class EnergyReservoir(ReservoirSampler):
                 fix="Use activation='squareplus'.",
             )  # fmt: skip
         super().__init__(model, activation=activation, gain=False, **knobs)
+        del self.knobs["gain"]  # no knob of this one
         del self.outward
         with seeded(self.knobs["seed"], 2):
             strength = 0.01 * torch.randn(self.neurons).to(self.inward) / self.neurons**0.5

@@ -29,8 +29,12 @@ class TemporalRecognition(Recognition):
     """Draws a path step by step, each step with fresh noise, from summaries of the observations.
 
     f_t, b_t = summaries of x_1..t and of x_t..T, by recurrent networks (GRU);
-    s_t = tanh(W [f_t, b_t, r_t-1, e_t] + b), e_t ~ Normal(0, I);
-    c_t = (V x)_t + out([s_t, f_t, b_t, r_t-1, e_t]), r_t = c_t - (V x)_t, for t = 1 ... T, r_0 = 0.
+    s_t = tanh(W [f_t, b_t, r_t-1, g_t e_t] + k_t), e_t ~ Normal(0, I);
+    c_t = (V x)_t + out([s_t, f_t, b_t, r_t-1, g_t e_t]), r_t = c_t - (V x)_t, for t = 1 ... T,
+    r_0 = 0.
+
+    The bias k_t and the gain g_t of the noise are each step's own, for how much is known of the
+    latents differs from step to step, whatever x: in a film with hidden frames, for instance.
 
     Every step sees the one before it, so paths can have any correlation in time: it smooths. With
     `causal=True` it filters: there are no b_t and no r_t-1, and c_t is a draw of what can be known
@@ -90,6 +94,8 @@ class TemporalRecognition(Recognition):
         self.future = None if self.causal else nn.GRU(inputs, n, batch_first=True)
         known = self.noises + (n if self.causal else 2 * n + each)
         self.inward = nn.Linear(known, n)
+        self.clock = nn.Parameter(torch.zeros(self.duration, n))
+        self.gain = nn.Parameter(torch.ones(self.duration, self.noises))
         self.outward = nn.Linear(known + n, each)
         step_of = torch.empty_like(self.order).index_copy_(0, self.order, _steps(codes, each))
         ahead = _steps(features, inputs) > step_of[:, None]
@@ -118,17 +124,17 @@ class TemporalRecognition(Recognition):
         weight = self.linear.weight * self.known
         direct = self.in_steps(linear(squash(standard), weight, self.linear.bias))
         summary = summary.expand(*shape, *summary.shape)
-        e = summary.new_empty(*summary.shape[:-1], self.noises).normal_()
+        e = self.gain * summary.new_empty(*summary.shape[:-1], self.noises).normal_()
         loc, scale = self.in_steps(self.units.u_loc), self.in_steps(self.units.u_scale)
         known = torch.cat([summary, e], -1)
         if self.causal:
-            found = self._step(known, direct, loc, scale)
+            found = self._step(known, direct, loc, scale, self.clock)
         else:
             told = direct * ~self.in_steps(self.codes.discrete.to(e.device))
             steps, r = [], torch.zeros_like(known[..., 0, : direct.shape[-1]])
             for t in range(self.duration):
                 sees = torch.cat([known[..., t, :], r], -1)
-                steps.append(self._step(sees, direct[:, t], loc[t], scale[t]))
+                steps.append(self._step(sees, direct[:, t], loc[t], scale[t], self.clock[t]))
                 r = (steps[-1] - loc[t]) / scale[t] - told[:, t]
             found = torch.stack(steps, -2)
         code: Tensor = found.flatten(-2)[..., self.order.argsort()]
@@ -147,8 +153,10 @@ class TemporalRecognition(Recognition):
         steps: Tensor = c[..., self.order].unflatten(-1, (self.duration, -1))
         return steps
 
-    def _step(self, known: Tensor, direct: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
-        state = torch.tanh(self.inward(known))
+    def _step(
+        self, known: Tensor, direct: Tensor, loc: Tensor, scale: Tensor, clock: Tensor
+    ) -> Tensor:
+        state = torch.tanh(self.inward(known) + clock)
         raw = loc + scale * (direct + self.outward(torch.cat([known, state], -1)))
         return self.codes.emit(raw, self.temperature, steps=self.duration)
 
