@@ -9,6 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from docutils.nodes import SkipNode
+from latex2mathml.converter import convert
+
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
@@ -27,7 +30,6 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
-    "sphinx.ext.viewcode",
     "sphinx_copybutton",
 ]
 root_doc = "docs/index"
@@ -39,6 +41,8 @@ exclude_patterns = ["build", "runs", ".venv", "**/.ipynb_checkpoints", "docs/tem
 nb_execution_mode = "off"  # tutorials are kept with their outputs; `make tutorials` runs them
 myst_enable_extensions = ["amsmath", "dollarmath", "deflist"]
 myst_heading_anchors = 3
+highlight_language = "text"
+html_math_renderer = "mathml"  # needs neither network nor script
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
@@ -54,7 +58,7 @@ html_theme_options = {
     "secondary_sidebar_items": ["page-toc"],
     "footer_start": ["copyright"],
     "footer_end": [],
-    "header_links_before_dropdown": 7,
+    "header_links_before_dropdown": 6,
 }
 
 # -------------------------------------------------------------------------------- reference of API
@@ -68,6 +72,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True
 maximum_signature_line_length = 88
+toc_object_entries_show_parents = "hide"
 napoleon_use_ivar = True
 napoleon_custom_sections = [("Differences", "notes_style")]
 
@@ -166,6 +171,7 @@ def _escaped(line: str) -> str:
     """Letters that RST would take for markup, outside code and directives."""
     if line.lstrip().startswith((">>>", "...", "..")):
         return line
+    line = re.sub(r"(?<=: )([A-Z])\.$", r"\1\\.", line)  # "neurons: N." is no list
     pieces = re.split(r"(`+[^`]*`+)", line)
     plain = [re.sub(r"(?<!\\)([|]|(?<!\*)\*(?!\*)|_(?=\W|$))", r"\\\1", p) for p in pieces[::2]]
     pieces[::2] = plain
@@ -176,6 +182,17 @@ def _docstring(app: Any, what: str, name: str, thing: Any, options: Any, lines: 
     lines[:] = list(_blocks(lines))
 
 
+def _mathml(display: str) -> tuple[Callable[[Any, Any], None], None]:
+    """How a page shows a node of mathematics."""
+
+    def visit(page: Any, node: Any) -> None:
+        page.body.append(convert(node.astext(), display=display))
+        raise SkipNode
+
+    return visit, None
+
+
 def setup(app: Any) -> None:
-    """Hand docstrings over before napoleon reads them."""
+    """Hand docstrings over before napoleon reads them, and show mathematics."""
     app.connect("autodoc-process-docstring", _docstring, priority=100)
+    app.add_html_math_renderer("mathml", _mathml("inline"), _mathml("block"))

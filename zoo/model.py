@@ -130,8 +130,8 @@ class Model(LocalModule):
             self.title,
             expected="an exact posterior",
             got="a model without one",
-            fix="Compare with reference=inference.NUTS(model), or use sbc, coverage and tarp; a model of "
-            "your own, if small, gets one by from_pyro(exact=zoo.Quadrature) or zoo.Enumerated.",
+            fix="Compare with reference=inference.NUTS(model), or use sbc, coverage, tarp; a small "
+            "model of your own gets one by from_pyro(exact=zoo.Quadrature), or zoo.Enumerated.",
         )
 
     def reference(self) -> Guide:
