@@ -16,10 +16,10 @@ from datetime import datetime
 from pathlib import Path
 
 import nbformat
-from jupyter_client import AsyncKernelManager
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 from PIL import Image
+from traitlets.config import Config
 
 HERE = Path(__file__).parent
 LIMIT = 180  # seconds that one tutorial may take
@@ -54,9 +54,9 @@ def run(notebook: NotebookNode) -> float:
         language_info={"name": "python"},
     )
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as sockets:
-        kernel = AsyncKernelManager(transport="ipc", ip=f"{sockets}/kernel")  # no open ports
+        local = Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"})  # no ports
         where = {"metadata": {"path": folder}}
-        NotebookClient(notebook, km=kernel, timeout=LIMIT, resources=where).execute()
+        NotebookClient(notebook, config=local, timeout=LIMIT, resources=where).execute()
     times = [cell.metadata.pop("execution", None) for cell in notebook.cells]
     own = [t for t, c in zip(times, notebook.cells, strict=True) if t and ANSWERS not in c.source]
     return sum(seconds(t["iopub.status.idle"]) - seconds(t["iopub.status.busy"]) for t in own)
