@@ -41,6 +41,8 @@ class RunDirectory:
     def create(cls, path: str | Path, config: Mapping[str, Any]) -> RunDirectory:
         """Make the directory, or take up the unfinished or finished run of the same config.
 
+        A run that was refused before it kept anything is no other run: its config is replaced.
+
         Raises:
             BadInput: it holds another run, or files that are no run of ours.
             OutputError: it cannot be written.
@@ -50,7 +52,8 @@ class RunDirectory:
             saved = cls.open(path).config
             differ = [k for k in {**saved, **wanted} if saved.get(k) != wanted.get(k)]
             differ = [k for k in differ if k != "versions"]
-            if differ:
+            kept = any(p.is_file() and p.name != "config.json" for p in path.rglob("*"))
+            if differ and kept:
                 raise BadInput(
                     f"out {str(path)!r}",
                     expected=", ".join(f"{k}={wanted.get(k)!r}" for k in differ),

@@ -212,3 +212,14 @@ def test_a_killed_run_ends_with_the_numbers_of_an_unbroken_one(tmp_path):
     assert resumed.keys() == unbroken.keys()
     assert all((resumed[n] == unbroken[n]).all() for n in resumed)
     assert json.loads((tmp_path / "a" / "config.json").read_text())["steps"] == 600
+
+
+def test_a_refused_run_does_not_stand_in_the_way(tmp_path):
+    """A config with nothing beside it is replaced; one with results is not."""
+    run = RunDirectory.create(tmp_path / "run", {"model": "banana", "steps": -3})
+    run = RunDirectory.create(run.path, {"model": "banana", "steps": 200})
+    assert RunDirectory.open(run.path).config["steps"] == 200
+    (run.path / "checkpoints").mkdir(exist_ok=True)
+    (run.path / "checkpoints" / "flow.safetensors").write_bytes(b"work")
+    with pytest.raises(BadInput, match="another run, steps=200"):
+        RunDirectory.create(run.path, {"model": "banana", "steps": 100})
