@@ -15,6 +15,7 @@ from inference.guide import Draws, Guide, HasDensity, HasEvidence
 from inference.latents import Latents, ModelLike, Values
 from inference.observation import Observation, parts
 from inference.seeds import seeded
+from inference.show import title_of
 
 if TYPE_CHECKING:
     from xarray import DataTree
@@ -106,7 +107,7 @@ def draw(
     if evidence is not None:
         tree["evidence"] = _evidence(evidence)
     tree.attrs = {
-        "model": str(getattr(model, "title", type(model).__name__)),
+        "model": title_of(model),
         "guide": type(guide).__name__,
         "seed": seed,
         "seconds": seconds,

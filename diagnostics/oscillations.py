@@ -11,6 +11,7 @@ from inference.guide import Guide
 from inference.latents import Latents
 from inference.objectives.oscillating import Oscillating
 from inference.observation import Observation, flatten
+from inference.show import title_of
 
 from .draws import array, beside
 from .style import labels_of
@@ -88,7 +89,7 @@ def oscillations(
     }
     tree = xarray.DataTree.from_dict({"circuit": xarray.Dataset(seen, coords)})
     tree.attrs = {
-        "model": str(getattr(guide.model, "title", type(guide.model).__name__)),
+        "model": title_of(guide.model),
         "guide": type(guide).__name__,
         "seed": seed,
     }

@@ -12,6 +12,7 @@ from inference.guide import Guide
 from inference.latents import Latents, ModelLike, Values
 from inference.observation import Observation
 from inference.seeds import stream
+from inference.show import title_of
 
 from .draws import array, beside
 from .style import labels_of
@@ -110,7 +111,7 @@ def wake_sleep_patterns(
     found = found.assign_coords(neuron=[labels[k] for k in chosen])
     found["threshold"] = "neuron", limits
     found.attrs = {
-        "model": str(getattr(model, "title", type(model).__name__)),
+        "model": title_of(model),
         "guide": type(guide).__name__,
         "problems": n,
         "seed": seed,

@@ -13,6 +13,7 @@ from inference.guide import Guide, check_counts
 from inference.latents import Latents, ModelLike
 from inference.observation import Observation, parts, take
 from inference.seeds import stream
+from inference.show import title_of
 
 from .draws import draw, packed
 from .style import GREY, INK, labels_of, new_figure
@@ -83,7 +84,7 @@ def model(
     figure.legend(
         handles.values(), handles, loc="outside right upper", frameon=False, markerscale=3
     )
-    figure.suptitle(str(getattr(model, "title", type(model).__name__)), color=INK)
+    figure.suptitle(title_of(model), color=INK)
     return figure
 
 

@@ -27,7 +27,9 @@ GAP_NAMES = {"gap": "KL(q || posterior)", "slack": "slack of the cost"}
 DASHES: tuple[Any, ...] = ((0, (6, 1)), (0, (4, 2)), (0, (5, 2, 1, 2)), (0, (1, 1.5)))
 LEAST = 1e-6  # nats of slack; what is less is rounding
 MAX_POINTS = 3000  # latents and problems that are drawn
-MANY = 200  # points that may lie under the fit
+MANY = 200  # points from which on they may lie under the fit
+CLOUD = {"s": 14, "alpha": 0.45, "lw": 0, "zorder": 2}
+POINTS = {"s": 26, "alpha": 0.9, "lw": 0.6, "zorder": 4, "ec": "white"}  # fewer are in front of it
 FEW = 2.5  # decades of an axis with room for more than powers of ten
 DECADES = 1.5  # of sds on either side of where costs touch
 
@@ -144,18 +146,8 @@ def variability(found: Mapping[str, Dataset] | Dataset, *, ink: str = PALETTE[0]
 def _scatter(ax: Axes, found: Dataset, ink: str) -> None:
     x, y = (found[n].values.ravel() for n in ("uncertainty", "variance"))
     step = -(-len(x) // MAX_POINTS)
-    many = len(x) > MANY  # few points would vanish under the fit
-    ax.scatter(
-        x[::step],
-        y[::step],
-        s=14 if many else 26,
-        color=ink,
-        alpha=0.45 if many else 0.9,
-        lw=0 if many else 0.6,
-        ec="white",
-        zorder=2 if many else 4,
-        rasterized=True,
-    )
+    many = len(x) > MANY
+    ax.scatter(x[::step], y[::step], color=ink, rasterized=True, **(CLOUD if many else POINTS))
     low, high = np.log([x.min(), x.max()])
     room = max(0.05 * (high - low), 0.05)
     ends = np.array([low - room, high + room])
@@ -164,9 +156,8 @@ def _scatter(ax: Axes, found: Dataset, ink: str) -> None:
     told = bool(np.isfinite(found["value"]))
     if told:
         fit = height + float(found["value"]) * (ends - centre)
-        ax.plot(
-            np.exp(ends), np.exp(fit), color=ink, lw=4, alpha=0.6 if many else 0.35, label="fit"
-        )
+        ax.plot(np.exp(ends), np.exp(fit), color=ink, lw=4, alpha=0.6 if many else 0.35,
+                label="fit")  # fmt: skip
     for k, (name, slope) in enumerate(_laws(found).items()):
         law = height + slope * (ends - centre)
         ax.plot(np.exp(ends), np.exp(law), color=INK, lw=1.3, ls=DASHES[k % len(DASHES)],

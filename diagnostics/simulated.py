@@ -18,6 +18,7 @@ from inference.latents import ModelLike, Values
 from inference.observation import Observation, fingerprint, parts, take
 from inference.progress import bar
 from inference.seeds import seeded, stream
+from inference.show import title_of
 
 from .draws import tree_of
 
@@ -112,7 +113,7 @@ class Simulations:
     def attrs(self) -> dict[str, Any]:
         """What was done, for the tree."""
         return {
-            "model": str(getattr(self.model, "title", type(self.model).__name__)),
+            "model": title_of(self.model),
             "guide": type(self.guide).__name__,
             "seed": self.seed,
             "draws": self.draws,

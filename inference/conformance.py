@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import random
 import textwrap
 import traceback
@@ -20,6 +19,7 @@ from .checks import CHECKS, WAIT_FOR
 from .errors import Incompatible, NeuroguideError
 from .guide import Guide
 from .observation import Observation
+from .show import first_line
 
 __all__ = ["CHECKS", "Conformance", "Finding", "check_guide"]
 
@@ -142,16 +142,12 @@ def check_guide(guide: Guide, x: Observation, *, seed: int) -> Conformance:
     return Conformance(type(guide).__name__, findings)
 
 
-def _asked(check: Callable[[Case], None]) -> str:
-    return (inspect.getdoc(check) or "").splitlines()[0]
-
-
 def _waiting(name: str, check: Callable[[Case], None], before: str) -> Finding:
-    return Finding(name, _asked(check), WAITS, f"for the check {before!r} to pass")
+    return Finding(name, first_line(check), WAITS, f"for the check {before!r} to pass")
 
 
 def _run(name: str, check: Callable[[Case], None], case: Case) -> Finding:
-    asked = _asked(check)
+    asked = first_line(check)
     try:
         check(case)
     except NotHere as reason:

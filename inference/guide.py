@@ -21,7 +21,7 @@ from .module import LocalModule
 from .objective import Objective
 from .observation import Observation, parts, repeat
 from .seeds import seeded
-from .show import card, first_line, knobs_of
+from .show import card, first_line, knobs_of, title_of
 
 __all__ = [
     "Draws",
@@ -187,8 +187,7 @@ class Guide(LocalModule):
 
     def extra_repr(self) -> str:
         """The model and the knobs, inside the brackets."""
-        title = getattr(self.model, "title", type(self.model).__name__)
-        return ", ".join([title, *knobs_of(self.knobs)])
+        return ", ".join([title_of(self.model), *knobs_of(self.knobs)])
 
     def __repr__(self) -> str:
         with seeded(0):  # zuko runs its flows to show them
@@ -198,7 +197,7 @@ class Guide(LocalModule):
     def _repr_html_(self) -> str:
         objective = self.objective.__name__ if self.objective else "none: nothing to train"
         rows = [
-            ("model", getattr(self.model, "title", type(self.model).__name__)),
+            ("model", title_of(self.model)),
             ("latents", self.latents.described()),
             ("knobs", ", ".join(knobs_of(self.knobs)) or "none"),
             ("parameters", f"{sum(p.numel() for p in self.parameters()):,}"),

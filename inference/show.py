@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-__all__ = ["card", "columns", "curve", "first_line", "knobs_of"]
+__all__ = ["card", "columns", "curve", "first_line", "knobs_of", "title_of"]
 
 LONGEST = 60  # letters of a knob that are shown
 
@@ -14,6 +14,11 @@ LONGEST = 60  # letters of a knob that are shown
 def first_line(entry: object) -> str:
     """The first line of a docstring."""
     return (entry.__doc__ or "").strip().split("\n")[0]
+
+
+def title_of(model: object) -> str:
+    """The printable name of a model: its own, or that of its class."""
+    return str(getattr(model, "title", type(model).__name__))
 
 
 def columns(rows: Iterable[tuple[str, str]]) -> str:

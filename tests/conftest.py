@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-import pyro
 import pytest
 import torch
 from threadpoolctl import threadpool_limits
 
 import zoo
+from inference.case import states
 from inference.seeds import seeded
 
 
@@ -21,15 +21,7 @@ def untouched_globals():
 
 
 def _globals():
-    return (
-        len(pyro.get_param_store()),
-        torch.get_rng_state().numpy().tobytes(),
-        np.random.get_state()[1].tobytes(),
-        torch.get_default_dtype(),
-        torch.distributions.Distribution._validate_args,
-        pyro.settings.get("module_local_params"),
-        torch.get_num_threads(),
-    )
+    return states() | {"torch's threads": torch.get_num_threads()}
 
 
 @pytest.fixture

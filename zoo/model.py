@@ -69,13 +69,14 @@ class Model(LocalModule):
         return ", ".join(str(tuple(t.shape)) for t in parts(self.observations()))
 
     def _repr_html_(self) -> str:
+        latents = Latents(self)
+        problems = "of which each row is a problem" if latents.plated else "all of them one problem"
         rows = [
             ("what it is", first_line(self)),
-            ("latents", Latents(self).described()),
-            ("observations", f"{self._seen()}, of which each row is a problem"
-             if self.plated else f"{self._seen()}, all of them one problem"),
+            ("latents", latents.described()),
+            ("observations", f"{self._seen()}, {problems}"),
             ("source", f"{self.paper}: {self.paper.title} {self.paper.url}"),
-        ]  # fmt: skip
+        ]
         return card(self.title, rows)
 
     def forward(self, x: Observation | None = None) -> Any:
