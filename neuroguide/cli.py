@@ -22,10 +22,11 @@ from diagnostics.report import report as write_report
 from diagnostics.rundir import RunDirectory
 from inference.errors import BadInput, Incompatible, NeuroguideError, NoExactPosterior
 from inference.files import atomic_path
-from inference.observation import take
-from zoo.data import DATA, Data
+from zoo.data import DATA
 from zoo.stored import StoredDraws, reference_path
 from zoo.table import rows
+
+from . import pipeline
 
 __all__ = ["app", "main"]
 
@@ -132,8 +133,8 @@ def fit(
     }  # fmt: skip
     _check_names(config)
     run = RunDirectory.create(out_dir or _default(model, data, guide), _quick(config, on=quick))
-    built, held_out, fits = _learn_model(run, device)
-    _fit_guides(run, built, held_out, fits, device)
+    built, held_out, fits = pipeline.learn_model(run, device)
+    pipeline.fit_guides(run, built, held_out, fits, device)
     run.write_losses(fits)
     run.write_health(fits)
     out.print(f"report     {write_report(run.path)}")
@@ -175,11 +176,11 @@ def compare(
     }  # fmt: skip
     _check_names(config)
     run = RunDirectory.create(out_dir or _default(model, data), _quick(config, on=quick))
-    built, held_out, fits = _learn_model(run, device)
-    fitted = _fit_guides(run, built, held_out, fits, device)
+    built, held_out, fits = pipeline.learn_model(run, device)
+    fitted = pipeline.fit_guides(run, built, held_out, fits, device)
     run.write_losses(fits)
     run.write_health(fits)
-    comparison = _compare(run, built, fitted, held_out, fits)
+    comparison = pipeline.compare(run, built, fitted, held_out, fits)
     out.print(_rich_table(comparison))
     out.print(f"report     {write_report(run.path)}")
 
@@ -281,92 +282,6 @@ def _check_names(config: Mapping[str, Any]) -> None:
         inference.OBJECTIVES[config["objective"]]
 
 
-Fits = dict[str, inference.Fit]
-Learned = tuple[zoo.Model, Any, Fits]
-
-
-def _learn_model(run: RunDirectory, device: str) -> Learned:
-    """The model, learned on data where there are any, and the observations to compare on."""
-    c = run.config
-    cls = zoo.MODELS[c["model"]]
-    if c["data"] is None:
-        model = cls()
-        x = model.observations()
-        return model, x if not model.plated else take(x, slice(0, c["problems"])), {}
-    data: Data = DATA[c["data"]]()
-    model = cls.for_data(data.train)
-    model.image_shape = data.image_shape
-    learned = inference.fit(
-        model,
-        model.exact(),
-        data.train,
-        objective=inference.ELBO(),
-        steps=c["model_steps"],
-        lr=1e-2,
-        batch_size=c["batch_size"],
-        seed=c["seed"],
-        learn_model=True,
-        device=device,
-        checkpoint=run.checkpoint("model"),
-        title=f"the model, on {data.name}",
-    )
-    return model, data.validation[: c["problems"]], {"model": learned}
-
-
-def _fit_guides(
-    run: RunDirectory,
-    model: zoo.Model,
-    held_out: Any,
-    fits: Fits,
-    device: str,
-) -> dict[str, inference.Guide]:
-    """Fit each guide: on the model's joint, or on the held-out problems if it is not amortised."""
-    c = run.config
-    fitted = {}
-    for name in c["guides"]:
-        guide = inference.GUIDES[name](model)
-        objective = inference.OBJECTIVES[c["objective"]]() if c["objective"] else None
-        done = inference.fit(
-            model,
-            guide,
-            None if guide.amortised else held_out,
-            objective=objective,
-            steps=c["steps"],
-            batch_size=c["batch_size"],
-            lr=c["lr"],
-            seed=c["seed"],
-            device=device,
-            checkpoint=run.checkpoint(name),
-            title=name.replace("_", " "),
-        )
-        fitted[name] = done.guide
-        if done.steps:
-            fits[name] = done
-    return fitted
-
-
-def _compare(
-    run: RunDirectory, model: zoo.Model, guides: Mapping[str, inference.Guide], x: Any, fits: Fits
-) -> Any:
-    """Draw, compare, and keep both."""
-    c = run.config
-    sizes = {"draws": c["draws"], "chains": c["chains"], "seed": c["seed"]}
-    trees = diagnostics.collect(model, guides, x, **sizes, progress=True)
-    seen = {"reference": trees[EXACT], "seed": c["seed"]}
-    for n, guide in guides.items():
-        goal = fits[n].objective if n in fits else None
-        diagnostics.watch(trees[n], guide, x, objective=goal, **seen)
-    if shape := model.image_shape or ():
-        for tree in trees.values():
-            diagnostics.reconstruct(model, tree)
-        diagnostics.dream(model, trees[EXACT], seed=c["seed"])
-    comparison = diagnostics.compare_draws(trees, progress=True)
-    diagnostics.record(model, trees)
-    run.write_draws(trees, model=c["model"], image_shape=",".join(map(str, shape)))
-    run.write_comparison(comparison)
-    return comparison
-
-
 def _rich_table(comparison: Any) -> Table:
     """Metrics by guides, each value with its standard error, the floor in the first column."""
     comparison = telling(comparison)
@@ -389,7 +304,3 @@ def _rich_table(comparison: Any) -> Table:
 def main() -> None:
     """Entry point of the command `neuroguide`."""
     app()
-
-
-if __name__ == "__main__":
-    main()
