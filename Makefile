@@ -14,7 +14,7 @@ help:
 	@echo "make docs      write the documentation site to build/site, check its links"
 	@echo "make tutorials run all tutorials, and their hidden answers, from a clean state"
 	@echo "make browser   open the report in headless Chromium, if there is one"
-	@echo "make bench     the benchmarks behind the numbers in the README"
+	@echo "make bench     the benchmarks, opponents included, in half an hour; writes benchmarks/RESULTS.md"
 
 install: $(STAMP)
 
@@ -56,19 +56,8 @@ browser: install
 	$(BIN)/python -m pytest tests/test_report.py -m slow
 
 bench: install
-	$(BIN)/python benchmarks/loop_overhead.py
-	$(BIN)/python benchmarks/import_time.py
-	$(BIN)/python benchmarks/factor_analysis.py
-	$(BIN)/python benchmarks/zoo_draws.py
-	$(BIN)/python benchmarks/diagnostics_speed.py
-	$(BIN)/python benchmarks/reservoir_speed.py
-	$(BIN)/python benchmarks/vafaii_speed.py
-	$(BIN)/python benchmarks/poisson_posteriors.py --quick
-	$(BIN)/python benchmarks/malkin2024.py --experiments slopes,calibration
-	$(BIN)/python benchmarks/aitchison2018.py --experiments ladder --seeds 0
-	$(BIN)/python benchmarks/adversarial_speed.py --rounds 5
-	$(BIN)/python benchmarks/benjamin2020.py --models "explaining away 2" --guides "mean field;adversarial;energy score" --seeds 0
-	$(BIN)/python benchmarks/reservoir_posteriors.py --models gaussian_mixture_latents --samplers denoising,mixed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/python benchmarks/run_all.py
 
 clean:
 	rm -rf $(VENV) runs build dist docs/api *.egg-info

@@ -9,6 +9,8 @@ import statistics
 import subprocess
 import sys
 
+from record import record
+
 CODE = """
 import time
 import torch, pyro
@@ -23,6 +25,7 @@ ROUNDS = 7
 def seconds(what: str) -> float:
     runs = [sys.executable, "-c", CODE.format(what=what)]
     times = [float(subprocess.check_output(runs)) for _ in range(ROUNDS)]
+    record(what, statistics.median(times), times)
     return statistics.median(times)
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 import pyro
 import torch
+from record import record
 from torch import Tensor
 
 import inference
@@ -81,7 +82,9 @@ def main() -> None:
             for f, times in rows.items():
                 times.append(timed(f, model, x, batch_size))
         a, b, c = (statistics.median(t) for t in rows.values())
-        loop = statistics.median([i / j for i, j in zip(rows[by_fit], rows[bare], strict=True)])
+        ratios = [i / j for i, j in zip(rows[by_fit], rows[bare], strict=True)]
+        loop = statistics.median(ratios)
+        record(f"fit over bare, {batch_size}", loop, ratios)
         print(f"{batch_size:5d} {a:5.2f} {b:10.2f} {c:12.2f} {loop:9.2f} {a / c:10.2f}")
 
 

@@ -25,6 +25,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
+from record import record
 from scipy.stats import norm, spearmanr
 from torch import Tensor
 
@@ -92,6 +93,7 @@ def fisher(kind: str, x: tuple[Tensor, Tensor], mean: Tensor) -> Tensor:
 
 def slopes(steps: int) -> None:
     """The three laws, linear and logistic."""
+    off_law = []
     for kind, make in NEURONS.items():
         model = make(0.0)
         x = model.observations()
@@ -116,8 +118,10 @@ def slopes(steps: int) -> None:
                 f"{n} {slope(v, variance):+.3f} ({k * law:+.3f})"
                 for n, (v, k) in predictors.items()
             ]
+            off_law.append(abs(slope(bayes, variance) - law))
             z = worst(mean - centre, spread)
             print(f"{name:<18} {'; '.join(cells)}; r {r:.4f}; z {z:.2f}", flush=True)
+    record("slope", max(off_law), off_law)
 
 
 def picture(steps: int) -> None:

@@ -185,7 +185,7 @@ def against_dense() -> None:
 def inside(neurons: int, latents: int, chains: int) -> Rounds:
     """A step, its products, its passes over the activity, and a square product."""
     circuit, x = reservoir(neurons, latents)
-    moving = Moving(circuit, x, chains, Sampling(levels=0, step=1e-6))
+    moving = Moving(circuit, x, chains, Sampling(levels=0, step=1e-6, warmup=1))
     onset, y, out = moving.onset, torch.randn(chains, latents), torch.empty(chains, latents)
     h, tonic = onset.work, onset.level(circuit.noise[0]).tonic
     a, b, c = torch.randn(PEAK, PEAK), torch.randn(PEAK, PEAK), torch.empty(PEAK, PEAK)
@@ -312,7 +312,7 @@ def resident(name: str) -> int:
 
 def memory(threads: int) -> None:
     """Table 4: each draw in a process of its own."""
-    base = Sampling(levels=0, step=SIZE)
+    base = Sampling(levels=0, step=SIZE, warmup=10)
     cases = {
         "1 draw, 10 steps": (1, base),
         "1 draw, 100 steps": (1, replace(base, warmup=100)),

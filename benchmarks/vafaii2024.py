@@ -36,6 +36,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from record import record
 from scipy.ndimage import rotate
 from torch import Tensor
 
@@ -47,6 +48,7 @@ from inference.seeds import seeded
 from zoo.data import DATA, Data, patches, whiten
 
 LATENTS, SIDE, BATCH, LR = 512, 16, 200, 5e-3
+SHORT = 300  # steps that need no checkpoint
 MARKS = (1, 8, 16, 32, 64, 128, 256, 512, 1000)
 HELD, LABELLED = 300, 6000  # observations for curves, and for the regression
 FLAT = 0.05  # sd of a patch in pixel units [0, 1], below which it is sky or blur
@@ -155,10 +157,11 @@ def learned(
     with seeded(seed):
         guide = recipe.guide(model)
     beta = beta or recipe.beta
+    file = f"{data.name}{latents}-{name}-{steps}-{beta:g}-{seed}.safetensors"
     inference.fit(
         model, guide, data.train, objective=recipe.objective(beta), steps=steps, batch_size=BATCH,
         lr=LR, seed=seed, learn_model=True, title=f"{name}, {data.name}, beta {beta:g}",
-        checkpoint=RUNS / f"{data.name}{latents}-{name}-{steps}-{beta:g}-{seed}.safetensors",
+        checkpoint=RUNS / file if steps > SHORT else None,
     )  # fmt: skip
     return model, guide
 
@@ -200,6 +203,9 @@ def convergence(data: Data, names: list[str], steps: int, seeds: list[int]) -> N
                 for t, z, mean in codes(guide, x, MARKS[-1]):
                     if t in MARKS or t == 0:
                         found[t] = (*r2(model, z, x), silent(z, model), r2(model, mean, x)[0])
+            last = found[max(found)]
+            record(f"{name}: R2", last[0])
+            record(f"{name}: zeros", last[2])
             shown = {t: v for t, v in found.items() if t or len(found) == 1}
             print(f"  {name}, seed {seed}: " + "  ".join(
                 f"{t}: {a:.3f} ({b:.3f}) / {c:.3f}" for t, (a, b, c, _) in shown.items()

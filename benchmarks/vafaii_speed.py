@@ -29,6 +29,7 @@ from pathlib import Path
 
 import torch
 from poisson_speed import kept
+from record import record
 from scipy import stats
 from torch import Tensor, nn
 from torch.nn.functional import softplus
@@ -139,8 +140,10 @@ def training(tau: float, mean: float = -5.0) -> dict[str, Callable[[], Tensor]]:
     }
 
 
-def medians(runs: dict[str, Callable[[], object]], rounds: int) -> tuple[dict[str, float], float]:
-    """Median seconds of each, in turn, and the median ratio plain / ours."""
+def medians(
+    runs: dict[str, Callable[[], object]], rounds: int
+) -> tuple[dict[str, float], list[float]]:
+    """Median seconds of each, in turn, and the ratios plain / ours of the rounds."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for k in range(rounds + 1):
         for name, run in runs.items():
@@ -148,8 +151,8 @@ def medians(runs: dict[str, Callable[[], object]], rounds: int) -> tuple[dict[st
             run()
             if k:  # the first round warms up
                 times[name].append(time.thread_time() - began)
-    ratio = statistics.median(a / b for a, b in zip(times["plain"], times["ours"], strict=True))
-    return {name: statistics.median(t) for name, t in times.items()}, ratio
+    ratios = [a / b for a, b in zip(times["plain"], times["ours"], strict=True)]
+    return {name: statistics.median(t) for name, t in times.items()}, ratios
 
 
 def _peak(name: str, mean: float, pipe: multiprocessing.connection.Connection) -> None:
@@ -187,10 +190,14 @@ def peak(name: str, mean: float) -> float:
 
 def speed() -> None:
     print(f"Training step, B = {BATCH}, K = {NEURONS}, F = {SIDE**2}, T = {STEPS}, seconds")
+    every = []
     for tau in (1.0, 0.3, 0.05):
         found = {n: lambda f=f: f().backward() for n, f in training(tau).items()}
-        s, ratio = medians(found, ROUNDS)
+        s, ratios = medians(found, ROUNDS)
+        ratio = statistics.median(ratios)
+        every.append(ratio)
         print(f"  tau {tau:4.2f}: plain {s['plain']:.2f}  ours {s['ours']:.3f}  ratio {ratio:.1f}")
+    record("training", min(every), every)
     model, x = problem()
     plain, (guide, _, _) = Plain(model), ours(model)
 
@@ -204,7 +211,10 @@ def speed() -> None:
             "plain": lambda keep=keep: plain.infer(x[:BATCH], LONG, keep=keep),
             "ours": infer,
         }
-        s, ratio = medians(runs, 3)
+        s, ratios = medians(runs, 3)
+        ratio = statistics.median(ratios)
+        if not keep:
+            record("inference", ratio, ratios)
         what = "plain, keeping all," if keep else "plain"
         ours_s, plain_s = s["ours"], s["plain"]
         shown = f"{what} {plain_s:.1f}  ours {ours_s:.2f}  ratio {ratio:.1f}"

@@ -18,12 +18,14 @@ from .draws import draw, dream, packed, reconstruct
 from .film import film, record
 from .fisher import synapse_statistics
 from .interop import from_pyro_guide, from_pyro_mcmc
+from .matrix import overview
 from .metrics import METRICS, Estimate, Metric, khat_threshold
 from .oscillations import ALTERNATION, oscillations
 from .patterns import wake_sleep_patterns
 from .refinement import refinement
 from .reliability import reliability, variability_against_uncertainty
-from .report import overview, report
+from .report import report
+from .results import Results
 from .rundir import RunDirectory
 from .signature_fits import fit_slope
 from .signatures import (
@@ -46,6 +48,7 @@ __all__ = [
     "Collected",
     "Estimate",
     "Metric",
+    "Results",
     "RunDirectory",
     "collect",
     "compare",

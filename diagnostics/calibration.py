@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from inference.arguments import Count, Index, check_call
 from inference.errors import BadInput
 from inference.guide import Guide
 from inference.latents import Latents, ModelLike
@@ -27,10 +28,10 @@ def sbc(
     model: ModelLike,
     guide: Guide,
     *,
-    problems: int = 500,
-    draws: int = 99,
-    thin: int | None = None,
-    seed: int,
+    problems: Count = 500,
+    draws: Count = 99,
+    thin: Count | None = None,
+    seed: Index,
     progress: bool = True,
     checkpoint: str | Path | None = None,
 ) -> DataTree:
@@ -68,6 +69,7 @@ def sbc(
         Simulation-Based Calibration Checking for Bayesian Computation (Modrak et al., 2023), for
         the joint quantities https://arxiv.org/abs/2211.02383
     """
+    check_call(sbc, locals())
     simulations = Simulations(model, guide, problems, draws, thin, seed)
     lat = guide.latents
 

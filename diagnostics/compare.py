@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from inference.arguments import Count, Index, check_call
 from inference.errors import BadInput
 from inference.guide import Guide, check_counts
 from inference.latents import ModelLike
@@ -38,9 +39,9 @@ def compare(
     guides: Mapping[str, Guide],
     x: Observation,
     *,
-    draws: int = 1000,
-    chains: int = 4,
-    seed: int,
+    draws: Count = 1000,
+    chains: Count = 4,
+    seed: Index,
     reference: Guide | None = None,
     metrics: Mapping[str, Metric] | Sequence[str] | None = None,
     progress: bool = True,
@@ -76,6 +77,7 @@ def compare(
         >>> dict(found.sizes) == {"guide": 2, "metric": len(METRICS), "problem": 3}
         True
     """
+    check_call(compare, locals())
     sizes = {"draws": draws, "chains": chains}
     trees = collect(model, guides, x, **sizes, seed=seed, reference=reference, progress=progress)
     return compare_draws(trees, metrics, progress=progress)
@@ -86,9 +88,9 @@ def collect(
     guides: Mapping[str, Guide],
     x: Observation,
     *,
-    draws: int = 1000,
-    chains: int = 4,
-    seed: int,
+    draws: Count = 1000,
+    chains: Count = 4,
+    seed: Index,
     reference: Guide | None = None,
     progress: bool = True,
 ) -> Collected:
@@ -97,6 +99,7 @@ def collect(
     Beside what :func:`draw` gives, each tree has what the metrics of :func:`compare_draws` need of
     the guide itself, where it applies: groups `at_reference`, `scores` and `modes`.
     """
+    check_call(collect, locals())
     check_counts(draws=draws, chains=chains)
     if EXACT in guides:
         raise BadInput(
@@ -142,9 +145,22 @@ def compare_draws(
     *,
     progress: bool = True,
 ) -> Dataset:
-    """All metrics of all draws; see :func:`compare` for what comes back."""
+    """All metrics of all draws; see :func:`compare` for what comes back.
+
+    Raises:
+        BadInput: trees are not those of :func:`collect`, or there is no such metric.
+    """
     import xarray
 
+    if not isinstance(trees, Collected):
+        raise BadInput(
+            "trees",
+            expected="what diagnostics.collect returns, with two sets of reference draws",
+            got=f"a {type(trees).__name__}",
+            fix="Call trees = diagnostics.collect(model, guides, x, seed=0); draws of your own can "
+            "then be added, trees['mine'] = tree.",
+        )
+    check_call(compare_draws, locals())
     table = metrics if isinstance(metrics, Mapping) else _named(metrics or tuple(METRICS))
     rows = {EXACT: trees.floor} | {n: t for n, t in trees.items() if n != EXACT}
     found: dict[tuple[str, str], Any] = {}

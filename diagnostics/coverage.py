@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from inference.arguments import Count, Index, Probability, check_call
 from inference.errors import BadInput
 from inference.guide import Guide, HasDensity
 from inference.latents import Latents, ModelLike
@@ -38,11 +39,11 @@ def coverage(
     model: ModelLike,
     guide: Guide,
     *,
-    problems: int = 500,
-    draws: int = 99,
-    levels: Sequence[float] = (0.5, 0.8, 0.9, 0.95),
-    thin: int | None = None,
-    seed: int,
+    problems: Count = 500,
+    draws: Count = 99,
+    levels: Sequence[Probability] = (0.5, 0.8, 0.9, 0.95),
+    thin: Count | None = None,
+    seed: Index,
     progress: bool = True,
     checkpoint: str | Path | None = None,
 ) -> Dataset:
@@ -84,6 +85,7 @@ def coverage(
         Unfaithful (Hermans et al., 2022), equation 2, for expected coverage
         https://arxiv.org/abs/2110.06581
     """
+    check_call(coverage, locals())
     nominal = _checked(levels)
     simulations = Simulations(model, guide, problems, draws, thin, seed)
 
@@ -101,10 +103,10 @@ def tarp(
     model: ModelLike,
     guide: Guide,
     *,
-    problems: int = 500,
-    draws: int = 99,
-    thin: int | None = None,
-    seed: int,
+    problems: Count = 500,
+    draws: Count = 99,
+    thin: Count | None = None,
+    seed: Index,
     progress: bool = True,
     checkpoint: str | Path | None = None,
 ) -> DataTree:
@@ -153,6 +155,7 @@ def tarp(
         The paper scales latents to the unit cube and takes uniform references; ranks are here
         tested by :func:`sbc_test` instead of compared with the diagonal by eye.
     """
+    check_call(tarp, locals())
     simulations = Simulations(model, guide, problems, draws, thin, seed)
     balls = _Balls(guide.latents, seed)
 

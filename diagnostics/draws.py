@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from inference.arguments import Count, Index, check_call
 from inference.checkpoint import versions
 from inference.errors import BadInput
 from inference.guide import Draws, Guide, HasDensity, HasEvidence
@@ -44,9 +45,9 @@ def draw(
     guide: Guide,
     x: Observation,
     *,
-    draws: int = 1000,
-    chains: int = 4,
-    seed: int,
+    draws: Count = 1000,
+    chains: Count = 4,
+    seed: Index,
     prior: bool = False,
     posterior_predictive: bool = False,
     progress: bool = True,
@@ -82,6 +83,7 @@ def draw(
             got=name,
             fix="Build it; for a Pyro guide of your own there is diagnostics.from_pyro_guide.",
         )
+    check_call(draw, locals())
     lat = guide.latents
     x = beside(guide, x)
     began = time.perf_counter()

@@ -15,22 +15,20 @@ from torch import Tensor
 from torch.func import vmap
 from torch.utils._pytree import tree_map
 
-from inference.checkpoint import versions
 from inference.errors import BadInput, NoDensity
 from inference.guide import Guide, HasDensity, check_counts
 from inference.latents import Latents, Values
 from inference.observation import Observation, parts
 from inference.seeds import seeded
 
+from .plated_tree import Dims, PlatedTree, deterministic
+
 if TYPE_CHECKING:
     from xarray import DataTree
 
 __all__ = ["from_pyro_guide", "from_pyro_mcmc"]
 
-Array = np.ndarray[Any, Any]
-Dims = Mapping[str, Sequence[str]]
 CHUNK = 256  # draws replayed at once
-PROBLEM = "problem"  # name of the plate "data" where each of its rows is a problem
 
 
 def from_pyro_guide(
@@ -102,7 +100,7 @@ def from_pyro_guide(
         flat = {n: _squeezed(lat, v) for n, v in values.items()}
         with seeded(seed, 3):
             seen = _seen(program, parts(x), flat, likelihood=log_likelihood)
-    found = _Tree(seen.nodes, dims or getattr(model, "dims", {}), plated=lat.plated)
+    found = PlatedTree(seen.nodes, dims or getattr(model, "dims", {}), plated=lat.plated)
     found.add("posterior", flat | seen.deterministic)
     found.add("sample_stats", {n: _squeezed(lat, v) for n, v in stats.items()})
     found.add("log_likelihood", seen.log_likelihood)
@@ -126,9 +124,10 @@ def from_pyro_mcmc(
         mcmc: after `run`.
         model: the program that was sampled. With it the tree gets what Pyro does not keep: the
             deterministic sites, `log_p_joint`, `observed_data` and `log_likelihood`, and its axes
-            the names of plates. Discrete sites that Pyro summed out must not be in it.
+            the names of plates, `problem` for "data" where all latents are inside it. Discrete
+            sites that Pyro summed out must not be in it.
         x: the arguments of `run`, in a tuple if there were several.
-        dims: names of each site's axes.
+        dims: names of each site's axes, after the problem axis if there is one.
 
     Returns:
         Groups `posterior` and `sample_stats` with `diverging`, and with a model those above.
@@ -150,7 +149,8 @@ def from_pyro_mcmc(
         with _store_kept(), torch.no_grad(), seeded(0):
             seen = _seen(_Program(model, ()), args, values, likelihood=True)
         stats["log_p_joint"] = seen.log_joint
-    found = _Tree(seen.nodes, dims or {}, plated=False)
+    plated = bool(seen.nodes) and all(_inside_data(seen.nodes[n]) for n in values)
+    found = PlatedTree(seen.nodes, dims or {}, plated=plated)
     found.add("posterior", values | seen.deterministic)
     found.add("sample_stats", stats)
     found.add("log_likelihood", seen.log_likelihood)
@@ -171,17 +171,13 @@ class _Program:
         return self.x
 
     def __call__(self, x: Any = None) -> Any:
-        hidden = poutine.block(self.run, hide_fn=_deterministic)
+        hidden = poutine.block(self.run, hide_fn=deterministic)
         return hidden(*parts(self.x if x is None else x))
 
     def run(self, *args: Any) -> Any:
         """The program with its deterministic sites."""
         one = args if not self.like or len(args) < 2 else (args,)
         return self.program(*one)
-
-
-def _deterministic(site: Mapping[str, Any]) -> bool:
-    return bool(site["type"] == "sample" and (site["infer"] or {}).get("_deterministic"))
 
 
 @contextmanager
@@ -264,10 +260,14 @@ def _log_q(trace: poutine.Trace, *, plated: bool) -> Tensor:
     """log q of one call: by problem, (B,), if all its sites are in "data", else the sum of all."""
     trace.compute_log_prob()
     nodes = _latent(trace).values()
-    each = plated and all(any(f.name == "data" for f in n["cond_indep_stack"]) for n in nodes)
+    each = plated and all(_inside_data(n) for n in nodes)
     terms = [n["log_prob"] for n in nodes]
     sums = [t.reshape(len(t), -1).sum(1) if each else t.sum() for t in terms]
     return torch.stack(sums).sum(0)
+
+
+def _inside_data(node: Mapping[str, Any]) -> bool:
+    return any(f.name == "data" for f in node["cond_indep_stack"])
 
 
 def _squeezed(lat: Latents, t: Tensor) -> Tensor:
@@ -296,7 +296,7 @@ def _seen(program: _Program, args: Sequence[Any], values: Values, *, likelihood:
     if free:  # Pyro would draw them from the prior
         known, got = f"the latents {sorted(flat)}", f"{free} beside them"
         raise BadInput("model", expected=known, got=got, fix="Pass the model that was sampled.")
-    made = [n for n, node in found.nodes.items() if _deterministic(node)]
+    made = [n for n, node in found.nodes.items() if deterministic(node)]
     scored = [n for n in first.observation_nodes if n not in {*made, *flat}]
     scored = [n for n in scored if first.nodes[n]["value"].numel()]  # not pyro.factor
     found.observed = {n: first.nodes[n]["value"] for n in scored}
@@ -334,67 +334,5 @@ def _at_each(read: Callable[[Values], Any], values: Values) -> Any:
         return tree_map(lambda *t: torch.stack(t), *each)
 
 
-class _Tree:
-    """Groups of arrays whose axes have the names of plates.
-
-    Args:
-        nodes: sites of the model by name.
-        dims: names of axes that the user gave, after the problem axis.
-        plated: the plate "data" holds problems.
-    """
-
-    def __init__(self, nodes: Mapping[str, Any], dims: Dims, *, plated: bool) -> None:
-        self.groups: dict[str, tuple[int, dict[str, Array]]] = {}
-        self.names = {n: _axes(node, plated=plated, taken=set(nodes)) for n, node in nodes.items()}
-        row = [PROBLEM] if plated else []
-        self.names |= {n: [*row, *axes] for n, axes in dims.items()}
-        self.names |= {n: list(row) for n in ("log_p_joint", "log_q")}
-
-    def add(self, group: str, values: Mapping[str, Any], *, lead: int = 2) -> None:
-        """Values (chains, draws, ...), or without those two axes where lead is 0."""
-        if values:
-            arrays = {n: torch.as_tensor(v).detach().cpu().numpy() for n, v in values.items()}
-            self.groups[group] = lead, arrays
-
-    def add_data(self, tensors: Sequence[Tensor], observed: str, slot: int) -> None:
-        """The observation, and the inputs beside it."""
-        inputs = list(tensors)
-        seen = inputs.pop(slot)
-        named = {f"input_{k}": t for k, t in enumerate(inputs)}
-        rows = self.names.get(observed, [])[:1]
-        self.names |= {n: rows for n, t in named.items() if t.shape[:1] == seen.shape[:1]}
-        self.add("observed_data", {observed: seen}, lead=0)
-        self.add("constant_data", named, lead=0)
-
-    def tree(self, **attrs: Any) -> DataTree:
-        """All groups as one tree, in ArviZ's conventions."""
-        from arviz_base import from_dict
-        from xarray import DataTree
-
-        pieces = {}
-        for group, (lead, arrays) in self.groups.items():
-            dims = {n: self.names.get(n, [])[: a.ndim - lead] for n, a in arrays.items()}
-            piece = from_dict({group: arrays}, dims=dims, check_conventions=False)
-            pieces[group] = piece[group].dataset
-        found = DataTree.from_dict(pieces)
-        attrs |= {f"version_{name}": v for name, v in versions().items()}
-        found.attrs = attrs | {"inference_library": "pyro"}
-        return found
-
-
 def _name(program: Any) -> str:
     return str(getattr(program, "title", getattr(program, "__name__", type(program).__name__)))
-
-
-def _axes(node: Mapping[str, Any], *, plated: bool, taken: set[str]) -> list[str | None]:
-    """Names of a site's batch axes; ArviZ names the others, for which None stands."""
-    value = node["value"]
-    # pyro.deterministic takes all axes for the event unless told
-    batch = value.dim() - (0 if _deterministic(node) else node["fn"].event_dim)
-    plates = {f.dim: (f.name, f.size) for f in node["cond_indep_stack"] if f.vectorized}
-    named = {"data": PROBLEM} if plated else {}
-    # xarray takes a variable with the name of its own axis for a coordinate
-    named |= {n: f"{n}_plate" for n in taken}
-    found = [plates.get(k - batch, ("", -1)) for k in range(batch)]
-    fits = [size == value.shape[k] for k, (_, size) in enumerate(found)]
-    return [named.get(n, n) if fit else None for (n, _), fit in zip(found, fits, strict=True)]

@@ -78,6 +78,8 @@ def model(
         after = None if posterior is None else packed(posterior, discrete=discrete)[0]
         labels = labels_of({s.name: s.shape.numel() for s in sites})
         (_frequencies if discrete else _values)(ax, before, after, labels)
+        if len(sites) > 1:
+            ax.set_aspect("auto")  # each site has units of its own
     handles = {
         n: h for ax in axes[1:] for h, n in zip(*ax.get_legend_handles_labels(), strict=True)
     }

@@ -96,11 +96,11 @@ GAUGES = DRESS.keys()  # of games; norms of gradients every fit has
 
 
 def _line(ax: Axes, at: float, text: str) -> None:
-    """A level to compare with, and what it means, below it on the right."""
+    """A level to compare with, and what it means, beside the panel: no curve hides it there."""
     ax.axhline(at, color=GREY, lw=1, zorder=1)
     ax.annotate(
-        text, (1, at), (0, -2), xycoords=("axes fraction", "data"), textcoords="offset points",
-        ha="right", va="top", fontsize=8, color="#555555",
+        text, (1, at), (3, 0), xycoords=("axes fraction", "data"), textcoords="offset points",
+        ha="left", va="center", fontsize=8, color="#555555",
     )  # fmt: skip
 
 

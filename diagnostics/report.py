@@ -1,23 +1,20 @@
-"""Self-contained HTML pages: one for a run, or one for several beside one another."""
+"""A self-contained HTML page for a run."""
 
 from __future__ import annotations
 
 import base64
 import io
 import math
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 import numpy as np
 
-from inference.errors import BadInput
-from inference.files import write_bytes
 from inference.gauges import said
 
 from . import (
+    plot_calibration,
     plot_circuits,
     plot_recognition,
     plot_refinement,
@@ -30,6 +27,7 @@ from .compare import EXACT, summary
 from .draws import packed
 from .film import GROUP, film
 from .metrics import METRICS
+from .page import number, write_page
 from .reliability import variability_against_uncertainty
 from .rundir import RunDirectory
 from .signature_fits import MIN_COUNTS, MIN_POINTS
@@ -39,18 +37,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from xarray import Dataset, DataTree
 
-__all__ = ["number", "overview", "report", "table", "telling"]
-
-JUDGE = "c2st"  # the metric of the overview: the one that sees most
-
-
-def number(value: float) -> str:
-    """Three significant digits, and words for what is no number."""
-    if math.isnan(value):
-        return "n/a"
-    if math.isinf(value):
-        return "-inf" if value < 0 else "inf"
-    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) >= 1e-4 else "0"
+__all__ = ["report", "table", "telling", "trees_of"]
 
 
 def telling(comparison: Dataset) -> Dataset:
@@ -107,6 +94,8 @@ def report(path: str | Path) -> Path:
     losses, health = run.losses(), run.health()
     content = _compared(run) if run.path.joinpath("draws.nc").exists() else {}
     pictures = content.pop("pictures", {})
+    if (ranks := run.calibration()) is not None:
+        pictures["calibration"] = plot_calibration.ecdf(ranks)
     if losses:
         pictures["losses"] = plots.losses(losses)
     if games := {n: seen for n, seen in health.items() if plot_recognition.GAUGES & seen.keys()}:
@@ -114,59 +103,11 @@ def report(path: str | Path) -> Path:
     content["warned"] = [(n, plots.colour(n), s) for n, seen in health.items() for s in said(seen)]
     shown = {name: _png(figure) for name, figure in pictures.items() if figure is not None}
     target = run.path / "report.html"
-    _write(target, "report.html.j2", run=run, pictures=shown, **content)
+    write_page(target, "report.html.j2", run=run, pictures=shown, **content)
     return target
 
 
-def overview(paths: Sequence[str | Path], out: str | Path) -> Path:
-    """Write one page of several runs: models by guides, C2ST above its floor and the verdicts.
-
-    Args:
-        paths: directories that `neuroguide compare` has written, with their reports.
-        out: the page; it links to the runs' own reports, relative to itself.
-
-    Returns:
-        The page's path.
-
-    Raises:
-        BadCheckpoint: a directory is no run, or not a finished one.
-        BadInput: a run has fitted a guide and compared nothing.
-        OutputError: the page cannot be written.
-    """
-    target = Path(out)
-    runs = [_row(RunDirectory.open(path), target.parent) for path in paths]
-    guides = list(dict.fromkeys(g for row in runs for g in row["cells"]))
-    colours = {g: plots.colour(g) for g in guides}
-    _write(target, "report.html.j2", runs=runs, columns=colours, judge=METRICS[JUDGE])
-    return target
-
-
-def _row(run: RunDirectory, beside: Path) -> dict[str, Any]:
-    """One run of the overview: its title, its link, and a cell for each of its guides."""
-    if not (run.path / "draws.nc").exists() and run.config.get("command") == "fit":
-        raise BadInput(
-            f"run {str(run.path)!r}", expected="a run of `neuroguide compare`",
-            got="one of `neuroguide fit`", fix="Leave it out, or compare its guide.",
-        )  # fmt: skip
-    comparison = run.comparison()
-    means = summary(comparison).sel(metric=JUDGE)
-    cells = {}
-    for guide, sentence in verdicts(_trees(run.draws()), comparison).items():
-        cell = means.sel(guide=guide)
-        excess, error = float(cell.excess), float(cell.excess_se)
-        judged = not math.isnan(excess)
-        cells[guide] = {
-            "text": f"{excess:+.3f}" if judged else "n/a",
-            "se": f"± {error:.3f}" if judged else str(cell.reason.values),
-            "state": ("at" if bool(cell.at_floor) else "above") if judged else "plain",
-            "verdict": sentence,
-            "said": "at" if sentence == AT_FLOOR else "above",
-        }
-    link = os.path.relpath(run.path / "report.html", beside)
-    return {"title": run.title, "link": quote(Path(link).as_posix()), "cells": cells}
-
-
-def _trees(draws: DataTree) -> Mapping[str, DataTree]:
+def trees_of(draws: DataTree) -> Mapping[str, DataTree]:
     """Draws by guide, the exact posterior first."""
     children = dict(draws.children)
     return {EXACT: children.pop(EXACT)} | children
@@ -175,7 +116,7 @@ def _trees(draws: DataTree) -> Mapping[str, DataTree]:
 def _compared(run: RunDirectory) -> dict[str, Any]:
     """What a run with draws has to show: verdicts, pictures and the metric table."""
     draws, whole = run.draws(), run.comparison()
-    trees, comparison = _trees(draws), telling(whole)
+    trees, comparison = trees_of(draws), telling(whole)
     guides, rows = table(comparison)
     colours = [plots.colour(g) for g in guides]
     judged = verdicts(trees, whole)
@@ -283,14 +224,6 @@ def _film(trees: Mapping[str, DataTree]) -> str:
     if not all(GROUP in tree.children for tree in trees.values()):
         return ""
     return base64.b64encode(film(trees)).decode()
-
-
-def _write(target: Path, template: str, **content: Any) -> None:
-    from jinja2 import Environment, PackageLoader
-
-    loader = PackageLoader("diagnostics", ".")
-    environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    write_bytes(target, environment.get_template(template).render(**content).encode())
 
 
 def _png(figure: Figure) -> str:

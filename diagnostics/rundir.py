@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from inference.arguments import check_call
 from inference.checkpoint import plain, versions
 from inference.errors import BadCheckpoint, BadInput
-from inference.files import atomic_path, write_bytes
+from inference.files import write_bytes, write_netcdf
 from inference.fit import Fit
 
 if TYPE_CHECKING:
@@ -26,8 +27,8 @@ Health = dict[str, np.ndarray[Any, Any]]
 
 
 class RunDirectory:
-    """One run: config.json, checkpoints/, losses.csv, health.csv, draws.nc, comparison.nc and
-    report.html.
+    """One run: config.json, checkpoints/, losses.csv, health.csv, draws.nc, comparison.nc,
+    report.html and, of a cell of a sweep, calibration.nc and row.json.
 
     Args:
         path: the directory.
@@ -47,7 +48,10 @@ class RunDirectory:
             BadInput: it holds another run, or files that are no run of ours.
             OutputError: it cannot be written.
         """
+        check_call(cls.create, locals())
         path, wanted = Path(path), plain(config)
+        for left in path.rglob(".*.part"):  # of a process that was killed as it wrote
+            left.unlink(missing_ok=True)
         if (path / "config.json").exists():
             saved = cls.open(path).config
             differ = [k for k in {**saved, **wanted} if saved.get(k) != wanted.get(k)]
@@ -78,6 +82,7 @@ class RunDirectory:
         Raises:
             BadCheckpoint: no readable config.json.
         """
+        check_call(cls.open, locals())
         try:
             return cls(Path(path), json.loads((Path(path) / "config.json").read_text()))
         except (OSError, ValueError) as error:
@@ -153,8 +158,7 @@ class RunDirectory:
         kept = {name: tree.drop_nodes("scores", errors="ignore") for name, tree in trees.items()}
         whole = DataTree.from_dict(kept)
         whole.attrs = attrs
-        with atomic_path(self.path / "draws.nc") as temporary:
-            whole.to_netcdf(temporary, engine="h5netcdf")
+        write_netcdf(self.path / "draws.nc", whole)
 
     def draws(self) -> DataTree:
         """What :meth:`write_draws` wrote."""
@@ -164,14 +168,24 @@ class RunDirectory:
 
     def write_comparison(self, comparison: Dataset) -> None:
         """comparison.nc: the dataset of `diagnostics.compare`."""
-        with atomic_path(self.path / "comparison.nc") as temporary:
-            comparison.to_netcdf(temporary, engine="h5netcdf")
+        write_netcdf(self.path / "comparison.nc", comparison)
 
     def comparison(self) -> Dataset:
         """What :meth:`write_comparison` wrote."""
         import xarray
 
         return xarray.load_dataset(self._existing("comparison.nc"), engine="h5netcdf")
+
+    def write_calibration(self, ranks: DataTree) -> None:
+        """calibration.nc: the ranks of `diagnostics.sbc`."""
+        write_netcdf(self.path / "calibration.nc", ranks)
+
+    def calibration(self) -> DataTree | None:
+        """What :meth:`write_calibration` wrote; None where it did not."""
+        import xarray
+
+        path = self.path / "calibration.nc"
+        return xarray.open_datatree(path, engine="h5netcdf").load() if path.exists() else None
 
     def _write_table(self, name: str, header: list[str], rows: Iterable[list[Any]]) -> None:
         text = io.StringIO()

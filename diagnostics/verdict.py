@@ -93,10 +93,10 @@ def _sentence(tree: DataTree, reference: DataTree, wrong: set[str], means: Datas
     # what no rule names: the metric furthest above its floor in standard errors
     some = means.sel(metric=sorted(wrong))
     worst = str(some.metric.values[np.argmax((some.excess / some.excess_se).values)])
-    value, floor = (float(means[k].sel(metric=worst)) for k in ("value", "floor"))
+    off, floor = (float(means[k].sel(metric=worst)) for k in ("excess", "floor"))
     title = METRICS[worst].title if worst in METRICS else worst
-    where = "one metric," if len(wrong) == 1 else f"{len(wrong)} metrics, most in"
-    return f"above the floor in {where} {title}: {value:.2g}, floor {floor:.2g}"
+    where = "one metric," if len(wrong) == 1 else f"{len(wrong)} metrics, most surely in"
+    return f"off by {off:.2g} from a floor of {floor:.2g} in {where} {title}"
 
 
 def _common(tree: DataTree) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NoReturn
 
@@ -13,22 +13,54 @@ import numpy as np
 import pyro
 import torch
 from pyro import poutine
+from torch import Tensor
 
 from .guide import Draws, Guide, HasDensity
 from .latents import Latents, Values
 from .observation import Observation, parts
 from .seeds import seeded
 
-__all__ = ["Case", "Failed", "NotHere", "does_not_apply", "expect", "states"]
+__all__ = [
+    "Case",
+    "Failed",
+    "NotHere",
+    "close",
+    "does_not_apply",
+    "expect",
+    "log_qs",
+    "states",
+    "steady",
+]
 
 
 @dataclass
 class Case:
-    """A guide, an observation, and what several checks look at."""
+    """A guide, an observation, and what several checks look at.
+
+    Attributes:
+        before: the guide's parameters and buffers by name, before it was first called.
+    """
 
     guide: Guide
     x: Observation
     seed: int
+    before: dict[str, Tensor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.before = {n: t.detach().clone() for n, t in _tensors(self.guide).items()}
+
+    def changed(self) -> list[str]:
+        """Names of parameters and buffers that are not what they were before."""
+        now = _tensors(self.guide)
+        return [n for n in {**self.before, **now} if not _same(self.before.get(n), now.get(n))]
+
+    def put_back(self) -> None:
+        """Parameters and buffers as they were before."""
+        now = _tensors(self.guide)
+        with torch.no_grad():
+            for n in self.changed():
+                if n in now and n in self.before and now[n].shape == self.before[n].shape:
+                    now[n].copy_(self.before[n])
 
     @property
     def latents(self) -> Latents:
@@ -105,6 +137,37 @@ def expect(right: Any, expected: str, got: str, fix: str) -> None:
 def does_not_apply(reason: str) -> NoReturn:
     """Leave a check."""
     raise NotHere(reason)
+
+
+def log_qs(case: Case) -> tuple[Tensor, Tensor]:
+    """log q of the same latents from two calls of `log_prob`, each with its own randomness."""
+    with torch.no_grad():
+        found = []
+        for seed in (case.seed, case.seed + 1):
+            with seeded(seed):
+                found.append(case.scored.log_prob(case.traced, case.x))
+    return found[0], found[1]
+
+
+def steady(case: Case) -> None:
+    """Leave where log q is given one random run of the circuit."""
+    if not torch.equal(*log_qs(case)):
+        does_not_apply("log_prob is that of one run, and runs are random")
+
+
+def close(a: Tensor, b: Tensor, tolerance: float) -> bool:
+    """The same numbers but for rounding, in the same shape."""
+    return bool(a.shape == b.shape and torch.allclose(a, b, rtol=tolerance, atol=tolerance))
+
+
+def _tensors(guide: Guide) -> dict[str, Tensor]:
+    return {**dict(guide.named_parameters()), **dict(guide.named_buffers())}
+
+
+def _same(a: Tensor | None, b: Tensor | None) -> bool:
+    if a is None or b is None or a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return bool(((a == b) | (a != a) & (b != b)).all())  # NaN stays NaN
 
 
 def states() -> dict[str, Any]:

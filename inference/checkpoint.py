@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from .files import write_bytes
 
 __all__ = [
     "Tensors",
+    "digest",
     "optimizer_state",
     "plain",
     "read",
@@ -39,28 +41,48 @@ def versions() -> dict[str, str]:
 
 def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings as JSON gives them back: tuples become lists."""
-    result: dict[str, Any] = json.loads(json.dumps(dict(settings)))
+    result: dict[str, Any] = json.loads(_text(settings))
     return result
+
+
+def _text(settings: Mapping[str, Any]) -> str:
+    """As JSON, numbers of numpy among them."""
+    return json.dumps(dict(settings), default=lambda value: value.item())
+
+
+def digest(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:
+    """SHA-256 of everything in a checkpoint: a flipped bit anywhere makes another."""
+    found = hashlib.sha256(json.dumps(plain(header), sort_keys=True).encode())
+    for name, t in sorted(tensors.items()):
+        found.update(f"{name} {t.dtype} {tuple(t.shape)}".encode())
+        found.update(t.numpy().tobytes())
+    return found.hexdigest()
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
     """Write tensors and header to one file, atomically."""
     flat = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
     flat = flat or {"empty": torch.zeros(0)}
-    write_bytes(path, save_tensors(flat, {"neuroguide": json.dumps(dict(header))}))
+    said = {"neuroguide": _text(header), "sha256": digest(flat, header)}
+    write_bytes(path, save_tensors(flat, said))
 
 
 def read(path: Path) -> tuple[Tensors, dict[str, Any]]:
     """Tensors and header of a checkpoint.
 
     Raises:
-        BadCheckpoint: the file is missing, cut short or not one of ours.
+        BadCheckpoint: the file is missing, cut short, changed since it was written or not one of
+            ours. Files of version 0.7 and before have no check sum.
     """
     try:
         data = path.read_bytes()
         length = int.from_bytes(data[:8], "little")
-        header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["neuroguide"])
-        return load_tensors(data), header
+        said = json.loads(data[8 : 8 + length])["__metadata__"]
+        header, tensors = json.loads(said["neuroguide"]), load_tensors(data)
+        if "sha256" not in said or said["sha256"] == digest(tensors, header):
+            return tensors, header
+        found = "an unreadable file (its check sum is that of another)"
+        fix = "The file has been changed since it was written; delete it and fit again."
     except FileNotFoundError:
         found, fix = "no such file", "Check the path, or fit again."
     except Exception as error:  # safetensors, JSON and Unicode each have their own

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Mapping
 
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer import Predictive, Trace_ELBO
+from pyro.infer import Predictive
 from safetensors.torch import load, save
 from torch import Tensor
 
-from .case import Case, does_not_apply, expect, states
-from .errors import BadInput, Incompatible, NoDensity
+from .case import Case, close, does_not_apply, expect, states, steady
+from .checks_density import density, elbo, log_q, normalised
+from .checks_gradient import SHAKES, gradient, learning
+from .errors import BadInput, Incompatible
 from .guide import Draws, Guide, HasDensity, HasRsample, HasScore
-from .integral import mass
 from .latents import Values
 from .objectives.map_energy import HasPosteriorMode
 from .observation import Observation, parts, take
@@ -23,10 +25,6 @@ from .sampling import Sampling
 from .seeds import seeded
 
 __all__ = ["CHECKS", "WAIT_FOR"]
-
-SHAKES = (1e-3, 0.1)  # moves of parameters
-BATCHES = 5  # a rectifier may rest for a few observations
-SURE, ENOUGH = 5.0, 50.0  # standard errors; draws that an estimate should rest on
 
 
 def _sites(case: Case) -> None:
@@ -94,11 +92,29 @@ def _draws(case: Case) -> None:
         expect(right, f"circuit[{name!r}] {(*lead, '...')}", f"{tuple(done.shape)}", fix)
 
 
+def _buffers(case: Case) -> None:
+    """Calling it and drawing leave its parameters and buffers as they were."""
+    _ = case.trace, case.draws
+    if isinstance(case.guide, HasRsample):
+        with contextlib.suppress(Exception), torch.no_grad(), seeded(case.seed):
+            case.guide.rsample(case.x)  # whose errors are told by a check of its own
+    changed = case.changed()
+    expect(
+        not changed, "parameters and buffers untouched", f"{', '.join(changed)} changed",
+        "What a guide says depends on x, its parameters and the seed alone, and not on how often "
+        "it was called: set buffers when it is built, or in `bind`. Batch norm keeps running means "
+        "of x; LayerNorm does not.",
+    )  # fmt: skip
+
+
 def _seeds(case: Case) -> None:
     """The same seed gives the same draws, another seed or chain others."""
     first = case.draws
     same = _equal(first, case.draw(case.seed))
-    fix = "Take all randomness from torch's generator, with no generator or seed of your own."
+    fix = (
+        "Take all randomness from torch's generator, with no generator or seed of your own, and "
+        "keep nothing from one call for the next."
+    )
     expect(same, "the same draws from the same seed", "others", fix)
     if not isinstance(case.guide, HasPosteriorMode):
         other = _equal(first, case.draw(case.seed + 1))
@@ -116,110 +132,6 @@ def _globals(case: Case) -> None:
     changed = [n for n in before if before[n] != after[n]]
     fix = "Draw inside `with inference.seeds.seeded(seed):`, and use torch's generator alone."
     expect(not changed, "global states untouched", f"{' and '.join(changed)} changed", fix)
-
-
-def _density(case: Case) -> None:
-    """`log_prob` is the log-density of the Pyro program, one number for each problem."""
-    with seeded(case.seed), torch.no_grad():  # the same run, where runs are random
-        log_q = case.scored.log_prob(case.traced, case.x)
-    shape, wanted = tuple(log_q.shape), (case.latents.problems(case.x),)
-    expect(shape == wanted, f"log_prob of shape {wanted}", f"{shape}", "Sum over latents only.")
-    mine, theirs = log_q.sum(), case.trace.log_prob_sum()
-    fix = "log_prob(z, x) must be the log-density that forward samples from, Jacobian included."
-    right = _close(mine, theirs, case.tolerance)
-    expect(right, f"the trace's {theirs:.4f} nats", f"{mine:.4f} from log_prob", fix)
-
-
-def _log_q(case: Case) -> None:
-    """The "log_q" that comes with draws is `log_prob` of them."""
-    n = 4 if case.guide.independent else 1
-    found = case.guide.draw(case.x, draws=n, chains=1, seed=case.seed)
-    if not isinstance(case.scored, HasDensity) or "log_q" not in found.stats:
-        does_not_apply("draws come without log_q")
-    with seeded(case.seed), torch.no_grad():
-        again = case.scored.log_prob(found.values, case.x)
-    off = float((again - found.stats["log_q"]).abs().max())
-    right = _close(again, found.stats["log_q"], case.tolerance)
-    expect(right, "log_prob of the draws", f"up to {off:.3g} nats apart", "Look at draw.")
-
-
-def _normalised(case: Case) -> None:
-    """The density that draws come from integrates to one."""
-    _steady(case)
-    found = mass(case.guide, case.x, seed=case.seed)
-    if found is None:
-        does_not_apply("too many latents, or latents of both kinds")
-    if float(found.effective.min()) < ENOUGH:
-        does_not_apply("the density is too uneven to be integrated with draws")
-    off = (found.value - 1).abs() / found.se
-    k = int(off.argmax())
-    expect(
-        float(off[k]) < SURE, "an integral of 1", f"{found.value[k]:.3f} ± {found.se[k]:.3f}",
-        "Either log_prob lacks a term, such as a normaliser or the log-Jacobian, or draw samples "
-        "from something else.",
-    )  # fmt: skip
-
-
-def _elbo(case: Case) -> None:
-    """Pyro's Trace_ELBO is log q - log p; without a density it is refused."""
-    has = isinstance(case.guide, HasDensity)
-    try:
-        with seeded(case.seed), pyro.settings.context(module_local_params=True):
-            loss = Trace_ELBO().loss(case.guide.model, case.guide, case.x)
-    except NoDensity:
-        fix = "Give forward a density that can be scored, or leave out log_prob."
-        expect(not has, "an ELBO, for there is a log_prob", "NoDensity", fix)
-        return
-    expect(
-        has, "NoDensity from Trace_ELBO", f"a loss of {loss:.3f}",
-        "A guide that can only be sampled samples from inference.Implicit, never from Delta; one "
-        "with a density has log_prob(z, x), too.",
-    )  # fmt: skip
-    with torch.no_grad():
-        log_p = case.latents.log_joint(case.traced, case.x).sum()
-        wanted = case.trace.log_prob_sum() - log_p
-    right = _close(torch.as_tensor(loss).to(wanted), wanted, case.tolerance)
-    expect(right, f"{wanted:.4f}", f"{loss:.4f}", "Let forward sample each latent once.")
-
-
-def _gradient(case: Case) -> None:
-    """`rsample` is differentiable in the guide's parameters."""
-    if not isinstance(case.guide, HasRsample):
-        does_not_apply("the guide has no rsample")
-    named = _trainable(case.guide)
-    with seeded(case.seed):
-        draws = case.guide.rsample(case.x)
-    fix = "Let draws be a differentiable function of noise and parameters."
-    expect(draws.requires_grad, "draws with a gradient", "draws without", fix)
-    slopes = torch.autograd.grad(draws.sum(), list(named.values()), allow_unused=True)
-    flows = [g for g in slopes if g is not None]
-    finite = all(bool(g.isfinite().all()) for g in flows)
-    expect(flows and finite, "a finite gradient", "none" if finite else "infinite numbers", fix)
-
-
-def _learning(case: Case) -> None:
-    """The gradient of its default objective reaches every parameter."""
-    guide, x = case.guide, case.x
-    if guide.objective is None:
-        does_not_apply("the guide names no objective")
-    objective, named = guide.objective(), _trainable(guide)
-    objective.check(guide, joint=objective.joint_only, learn_model=not objective.learns_guide)
-    objective.players(guide)
-    for objective.progress in (0.0, 0.9):  # games begin with something else
-        idle = set(named)
-        for seed in range(case.seed, case.seed + BATCHES):
-            with case.shaken(SHAKES[0]), seeded(seed):
-                z, seen = guide.latents.simulate(x) if objective.joint_only else (None, x)
-                loss = objective(guide.model, guide, seen, z)["guide"]
-                slopes = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
-            flows = {n: g for n, g in zip(named, slopes, strict=True) if g is not None}
-            bad = [n for n, g in flows.items() if not g.isfinite().all()]
-            expect(not bad, "finite gradients", f"NaN or infinite ones for {bad}", "Bound scales.")
-            idle -= {n for n, g in flows.items() if g.any()}
-            if not idle:
-                break
-        fix = "Use them in forward; what is not to be learned is a buffer."
-        expect(not idle, "a gradient for each parameter", f"none for {sorted(idle)}", fix)
 
 
 def _observation(case: Case) -> None:
@@ -247,7 +159,7 @@ def _rows(case: Case) -> None:
             _measure(case, z, take(case.x, one)),
         )
     expect(
-        _close(alone, among[:, :, one], case.tolerance), "the same answer", "another one",
+        close(alone, among[:, :, one], case.tolerance), "the same answer", "another one",
         "A mean or a norm over dim 0 mixes problems; take it over neurons, dim=-1.",
     )  # fmt: skip
 
@@ -306,31 +218,12 @@ def _equal(a: Draws, b: Draws) -> bool:
     return all(torch.equal(a.values[n], b.values[n]) for n in a.values)
 
 
-def _close(a: Tensor, b: Tensor, tolerance: float) -> bool:
-    return bool(a.shape == b.shape and torch.allclose(a, b, rtol=tolerance, atol=tolerance))
-
-
-def _trainable(guide: Guide) -> dict[str, Tensor]:
-    named = {n: p for n, p in guide.named_parameters() if p.requires_grad}
-    return named or does_not_apply("the guide has no parameters")
-
-
 def _simulated(case: Case) -> Observation:
     try:
         with seeded(case.seed + 1):
             return case.latents.simulate(case.x)[1]
     except Incompatible:
         does_not_apply("the model cannot be simulated")
-
-
-def _steady(case: Case) -> None:
-    """Leave where log q is given one random run of the circuit."""
-    found = []
-    for seed in (case.seed, case.seed + 1):
-        with seeded(seed), torch.no_grad():
-            found.append(case.scored.log_prob(case.traced, case.x))
-    if not torch.equal(*found):
-        does_not_apply("log_prob is that of one run, and runs are random")
 
 
 def _measure(case: Case, z: Values, x: Observation) -> Tensor:
@@ -342,7 +235,7 @@ def _measure(case: Case, z: Values, x: Observation) -> Tensor:
             return score
         if not isinstance(guide, HasDensity):
             does_not_apply("the guide has neither log_prob nor score")
-        _steady(case)
+        steady(case)
         log_q: Tensor = guide.log_prob(z, x)
         return log_q
 
@@ -363,15 +256,16 @@ def _like(x: Observation, tensors: list[Tensor]) -> Observation:
 CHECKS: Mapping[str, Callable[[Case], None]] = {
     "sites": _sites,
     "draws": _draws,
+    "buffers": _buffers,
     "seeds": _seeds,
     "globals": _globals,
     "predictive": _predictive,
-    "density": _density,
-    "log_q": _log_q,
-    "normalised": _normalised,
-    "elbo": _elbo,
-    "gradient": _gradient,
-    "learning": _learning,
+    "density": density,
+    "log_q": log_q,
+    "normalised": normalised,
+    "elbo": elbo,
+    "gradient": gradient,
+    "learning": learning,
     "observation": _observation,
     "rows": _rows,
     "knobs": _knobs,
@@ -380,15 +274,17 @@ CHECKS: Mapping[str, Callable[[Case], None]] = {
 }
 WAIT_FOR: Mapping[str, tuple[str, ...]] = {  # checks that say nothing until others pass
     "draws": ("sites",),
-    "seeds": ("draws",),
+    "buffers": ("draws",),
+    "seeds": ("buffers",),
     "globals": ("draws",),
     "predictive": ("sites",),
-    "density": ("sites",),
+    "density": ("sites", "buffers"),
     "log_q": ("draws", "density"),
     "normalised": ("draws", "density"),
-    "elbo": ("draws",),
+    "elbo": ("buffers",),
+    "gradient": ("buffers",),
     "learning": ("sites",),
     "observation": ("seeds",),
-    "rows": ("draws",),
+    "rows": ("buffers",),
     "state": ("seeds", "knobs"),
 }

@@ -102,8 +102,8 @@ class Conformance:
 
 
 @contextmanager
-def _put_back() -> Iterator[None]:
-    """Whatever a faulty guide does to generators and to the parameter store is undone."""
+def _put_back(case: Case) -> Iterator[None]:
+    """Whatever a faulty guide does to generators, the parameter store and itself is undone."""
     store = pyro.get_param_store()
     arrays, python = np.random.get_state(), random.getstate()
     kept = store.get_state()
@@ -113,6 +113,7 @@ def _put_back() -> Iterator[None]:
     finally:
         store.clear()
         store.set_state(kept)
+        case.put_back()
         np.random.set_state(arrays)
         random.setstate(python)
 
@@ -133,7 +134,7 @@ def check_guide(guide: Guide, x: Observation, *, seed: int) -> Conformance:
         True
     """
     case, unmet, findings = Case(guide, x, seed), set[str](), []
-    with _put_back():
+    with _put_back(case), torch.enable_grad():  # of which checks ask, wherever they are called
         for name, check in CHECKS.items():
             before = [n for n in WAIT_FOR.get(name, ()) if n in unmet]
             found = _waiting(name, check, before[0]) if before else _run(name, check, case)

@@ -10,6 +10,7 @@ __all__ = [
     "BadCheckpoint",
     "BadInput",
     "Diverged",
+    "ExactWarning",
     "FitWarning",
     "Incompatible",
     "NeuroguideError",
@@ -69,8 +70,12 @@ class FitWarning(UserWarning):
     """A fit has ended, and its gauges say that something went wrong on the way."""
 
 
+class ExactWarning(UserWarning):
+    """An exact posterior states an error that is too large for it to judge others by."""
+
+
 class UnknownName(BadInput, KeyError):
-    """A name that a table does not have; the message suggests the nearest.
+    """A name that a table does not have; the message begins with the nearest, if there is one.
 
     Args:
         table: the names there are.
@@ -80,12 +85,11 @@ class UnknownName(BadInput, KeyError):
 
     def __init__(self, table: Mapping[str, object], name: object, what: str) -> None:
         near = difflib.get_close_matches(str(name), table, n=1, cutoff=0.4)
-        super().__init__(
-            what,
-            expected=f"one of {', '.join(sorted(table))}",
-            got=repr(name),
-            fix=f"Did you mean {near[0]!r}?" if near else "See `neuroguide list`.",
-        )
+        names = f"one of {', '.join(sorted(table))}"
+        fix = f"Did you mean {near[0]!r}?" if near else "See `neuroguide list`."
+        super().__init__(what, expected=names, got=repr(name), fix=fix)
+        if near:  # a long list would hide it
+            self.args = (f"{what}: got {name!r}. {fix} Expected {names}.",)
 
     def __str__(self) -> str:
         return str(self.args[0])  # KeyError would put it in quotes

@@ -6,10 +6,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .errors import OutputError
 
-__all__ = ["atomic_path", "write_bytes"]
+if TYPE_CHECKING:
+    from xarray import Dataset, DataTree
+
+__all__ = ["atomic_path", "write_bytes", "write_netcdf"]
 
 
 @contextmanager
@@ -42,3 +46,10 @@ def write_bytes(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def write_netcdf(path: Path, data: Dataset | DataTree) -> None:
+    """Write a netCDF file, atomically: made in memory, for HDF5 on a full disk ends the process."""
+    made = data.to_netcdf(engine="h5netcdf")
+    assert made is not None  # as there is no path
+    write_bytes(path, bytes(made))

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from . import checkpoint as files
+from . import parallel
+from .arguments import Count, Index, Positive, check_call
 from .errors import BadCheckpoint, BadInput, Incompatible
 from .gauges import said
 from .guide import Guide, HasClosedForm, check_counts, check_positive
@@ -102,6 +104,7 @@ class Fit:
         Raises:
             BadCheckpoint: missing, corrupt, or of another class, knobs or shapes.
         """
+        check_call(cls.load, locals())
         tensors, header = files.read(Path(path))
         same = {"guide": type(guide).__name__, "knobs": guide.knobs}
         _agree(Path(path), {k: header["settings"].get(k) for k in same}, same)
@@ -123,7 +126,12 @@ class Fit:
             tensors |= {f"{kind}/{n}": torch.from_numpy(v) for n, v in curves.items()}
         if self.settings["learn_model"]:
             tensors |= {f"model/{n}": t for n, t in self.guide.model.state_dict().items()}
-        header = {"settings": self.settings, "seconds": self.seconds, "versions": files.versions()}
+        header = {
+            "settings": self.settings,
+            "seconds": self.seconds,
+            "ranks": parallel.world(),
+            "versions": files.versions(),
+        }
         files.write(path, tensors | extra, header)
 
     def _fill(self, path: Path, tensors: files.Tensors) -> None:
@@ -148,11 +156,11 @@ def fit(
     x: Observation | None = None,
     *,
     objective: Objective | None = None,
-    steps: int = 2000,
-    batch_size: int = 256,
-    simulations: int | None = None,
-    lr: float = 5e-3,
-    seed: int = 0,
+    steps: Count = 2000,
+    batch_size: Count = 256,
+    simulations: Count | None = None,
+    lr: Positive = 5e-3,
+    seed: Index = 0,
     learn_model: bool = False,
     device: str = "auto",
     checkpoint: str | Path | None = None,
@@ -166,15 +174,18 @@ def fit(
     run that finds its checkpoint ends with the numbers of an unbroken one. A guide with nothing to
     learn, such as an exact posterior, comes back at once.
 
+    In a process group, such as torchrun's, all ranks call it with the same arguments and train one
+    guide: each on its own data and noise, with the mean gradient; see :mod:`inference.parallel`.
+
     Args:
         model: the model; its parameters stay fixed unless `learn_model`.
         guide: the guide, built for this model.
         x: observations to train on; None means fresh draws from the model's joint.
         objective: by default the one the guide was published with.
         steps: steps in all, those of a resumed run included.
-        batch_size: problems per step; all of x where the guide has parameters for each problem.
-            Where the data set is one problem, rows per step if objective and guide take some
-            (`subsamples`, `takes_rows`) and the model has them in a plate, else all of x.
+        batch_size: problems per step, of each rank; all of x where the guide has parameters for
+            each problem. Where the data set is one problem, rows per step if objective and guide
+            take some (`subsamples`, `takes_rows`) and the model has them in a plate, else all of x.
         simulations: how often the model may be simulated, where x is None: the same draws are used
             again and again, which the guide can overfit; None makes fresh draws for each step.
         lr: first learning rate of players without their own.
@@ -187,10 +198,12 @@ def fit(
 
     Raises:
         BadInput: x, a count or the seed is not what it should be.
-        Incompatible: model, guide, objective and data cannot work together.
+        Incompatible: model, guide, objective and data cannot work together, or ranks disagree.
         Diverged: a loss is not finite; the last checkpoint is kept.
         BadCheckpoint: the checkpoint is corrupt or belongs to other settings.
+        LostRank: another rank has ended.
     """
+    check_call(fit, locals())
     check_counts(steps=steps, batch_size=batch_size)
     stream(seed)
     check_positive("lr", lr, usual=5e-3)
@@ -206,32 +219,33 @@ def fit(
     settings = {
         "guide": type(guide).__name__,
         "knobs": guide.knobs,
-        "objective": type(chosen).__name__,
+        "objective": type(chosen).__name__ if chosen else "none",
         "objective_knobs": chosen.knobs if chosen else {},
         "data": "joint" if x is None else fingerprint(*parts(x), *(z or {}).values()),
-        "model": fingerprint(*model.state_dict().values()) if isinstance(model, nn.Module) else "",
         "steps": steps,
         "batch_size": batch_size,
         "lr": lr,
         "seed": seed,
         "learn_model": learn_model,
     }
+    settings["model"] = _start_alike(settings, [model, guide, chosen], trainers)
     run = Fit(guide, {}, 0.0, settings, objective=chosen)
     path = None if checkpoint is None else Path(checkpoint)
-    if path is not None and path.exists():
-        _resume(path, run, trainers)
+    _resume(path, run, trainers)
     if chosen is None or not trainers:
         return run
 
     def save() -> None:
-        if path is not None:
+        if path is not None and not parallel.rank():
             run._keep(path, trainers)
 
     if isinstance(guide, HasClosedForm):
         _settle(run, guide, chosen, x, z, show=progress)
         save()
-        return run
-    Loop(run, chosen, trainers, x, z, save).run(show=progress, title=title or type(guide).__name__)
+    else:
+        loop = Loop(run, chosen, trainers, x, z, save)
+        loop.run(show=progress, title=title or type(guide).__name__)
+    _end_alike(run)
     return run
 
 
@@ -241,6 +255,12 @@ def _place(
     """Everything on one device; returns x there."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.device(device)
+    except RuntimeError as error:
+        raise BadInput(
+            "device", expected="auto, cpu or cuda", got=repr(device), fix="device='auto'."
+        ) from error
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise BadInput("device", expected="a GPU", got="none", fix="Use device='cpu' or 'auto'.")
     for module in (model, guide):
@@ -307,6 +327,21 @@ def _trainers(
     return found
 
 
+def _start_alike(settings: dict[str, Any], modules: list[Any], trainers: list[Trainer]) -> str:
+    """All ranks start from rank 0's model, guide and critics; returns the model's check sum."""
+    parallel.agree(settings)
+    states = [m.state_dict() if isinstance(m, nn.Module) else {} for m in modules]
+    averages = [mean for t in trainers for mean in t.average]
+    parallel.same([t for state in states for t in state.values()] + averages)
+    return fingerprint(*states[0].values()) if isinstance(modules[0], nn.Module) else ""
+
+
+def _end_alike(run: Fit) -> None:
+    """What a rank may have of its own, buffers and gauges, is rank 0's at the end."""
+    parallel.same([*run.guide.state_dict().values()])
+    run.health, run.seconds = parallel.shared(lambda: (run.health, run.seconds))
+
+
 def _settle(
     run: Fit,
     guide: HasClosedForm,
@@ -316,10 +351,14 @@ def _settle(
     *,
     show: bool,
 ) -> None:
-    """Hand a guide with a closed form its batches; nothing where that is done already."""
+    """Hand a guide with a closed form its batches; nothing where that is done already.
+
+    All ranks do the same here: sums are the guide's own affair.
+    """
     if run.steps:
         return
     began, steps = time.perf_counter(), run.settings["steps"]
+    show = show and not parallel.rank()
     batches = Batches(run.guide, x, run.settings["batch_size"], run.seed, z)
     with seeded(run.seed), bar(type(guide).__name__, steps, show=show) as advance:
         for k in range(steps):
@@ -331,8 +370,12 @@ def _settle(
     run.seconds = time.perf_counter() - began
 
 
-def _resume(path: Path, run: Fit, trainers: list[Trainer]) -> None:
-    tensors, header = files.read(path)
+def _resume(path: Path | None, run: Fit, trainers: list[Trainer]) -> None:
+    """Go on from the checkpoint, where rank 0 finds one."""
+    found = parallel.shared(lambda: files.read(path) if path and path.exists() else None)
+    if found is None:
+        return
+    path, (tensors, header) = path or Path("checkpoint"), found
     _agree(path, header["settings"], run.settings)
     run._fill(path, tensors)
     run.seconds = header["seconds"]

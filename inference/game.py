@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from .arguments import Count, Index, NonNegative, Portion
 from .codes import Codes
 from .critic import Critic, critic_for
 from .energy import energy_score
-from .errors import BadInput, Incompatible
+from .errors import Incompatible
 from .gauges import FEW, dispersion, ordered
-from .guide import HasRsample, check_counts, check_number
+from .guide import HasRsample
 from .objective import Objective, Player
 from .observation import Observation, flatten
 
@@ -60,27 +61,20 @@ class Game(Objective):
     def __init__(
         self,
         *,
-        hidden: tuple[int, ...] | None = None,
-        critic_steps: int = 2,
-        critic_rate: float = 2.0,
-        penalty: float = 0.02,
-        warm_up: float = 0.2,
-        anchor: float | None = None,
-        averaging: float = 0.999,
-        seed: int = 0,
+        hidden: tuple[Count, ...] | None = None,
+        critic_steps: Count = 2,
+        critic_rate: NonNegative = 2.0,
+        penalty: NonNegative = 0.02,
+        warm_up: Portion = 0.2,
+        anchor: NonNegative | None = None,
+        averaging: Portion = 0.999,
+        seed: Index = 0,
         **knobs: Any,
     ) -> None:
         super().__init__(
             hidden=hidden, critic_steps=critic_steps, critic_rate=critic_rate, penalty=penalty,
             warm_up=warm_up, anchor=anchor, averaging=averaging, seed=seed, **knobs,
         )  # fmt: skip
-        check_counts(critic_steps=critic_steps)
-        check_number("critic_rate", critic_rate, usual=2.0)
-        check_number("penalty", penalty, usual=0.02)
-        check_number("anchor", anchor or 0.0, usual=1.0)
-        for name, share in (("warm_up", warm_up), ("averaging", averaging)):
-            if not 0 <= share < 1:
-                raise BadInput(name, expected="a share in [0, 1)", got=repr(share), fix="Try 0.2.")
         self.hidden, self.seed = hidden, seed
         self.critic_steps, self.critic_rate = critic_steps, critic_rate
         self.penalty, self.warm_up, self.averaging = penalty, warm_up, averaging

@@ -23,9 +23,15 @@ Target = Callable[[Tensor], Tensor]
 
 
 class Chains(Protocol):
-    """States of many chains, with outputs y (R, B, D), that can be moved."""
+    """States of many chains, with outputs y (R, B, D), that can be moved.
+
+    Attributes:
+        y: outputs.
+        time: simulated so far by each chain, on average, in time constants of the neurons.
+    """
 
     y: Tensor
+    time: float
 
     def advance(self, step: Step, xi: Tensor) -> None:
         """One step with noise xi, (R, B, D)."""
@@ -49,6 +55,7 @@ class OutputChains:
 
     Attributes:
         y: states.
+        time: of each chain, in time constants: steps as they were tuned, refused ones among them.
     """
 
     def __init__(
@@ -64,6 +71,7 @@ class OutputChains:
         self.log_path = y.new_zeros(y.shape[:-1]) if weighted else None
         self.size = y.new_ones(y.shape[1], 1)  # of corrected steps, by problem
         self.accepted, self.tried = y.new_zeros(y.shape[:-1]), 0
+        self.time = 0.0
         self._here: tuple[Tensor, Tensor] | None = None  # direction and log target of y
 
     def numbers(self) -> dict[str, Tensor]:
@@ -82,6 +90,7 @@ class OutputChains:
         if step.stationary and self.target is not None:
             self._metropolis(step, xi, self.target)
             return
+        self.time += step.time
         before = None if self.log_path is None else self.y.clone()
         self.y.add_(self._direction(step), alpha=step.drift).add_(xi, alpha=step.noise)
         if before is not None and self.log_path is not None:
@@ -100,6 +109,7 @@ class OutputChains:
 
     def _metropolis(self, step: Step, xi: Tensor, target: Target) -> None:
         """Propose with the circuit's own drift, accept by the target: any drift is right."""
+        self.time += step.time * float(self.size.mean())
         drift, level = self._here or (self._direction(step), target(self.y))
         h, sd = step.drift * self.size, step.noise * self.size.sqrt()
         old, self.y = self.y, self.y + h * drift + sd * xi

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import pyro
 import torch
@@ -25,6 +25,7 @@ MAX_ROWS = 1 << 16  # rows of one call of a model; bounds memory
 MAX_CELLS = 1 << 23  # numbers in the observations of one call, which may be pictures or films
 
 
+@runtime_checkable
 class ModelLike(Protocol):
     """All that inference asks of a model: a Pyro program with example observations."""
 

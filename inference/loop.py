@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -14,8 +14,9 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from . import parallel
 from .checkpoint import Tensors, optimizer_state, restore_optimizer
-from .errors import Diverged, FitWarning
+from .errors import BadInput, Diverged, FitWarning
 from .guide import Guide
 from .latents import Values
 from .objective import Objective, Player
@@ -53,12 +54,31 @@ class Trainer:
         self.updates = torch.zeros(())
         self.norm = torch.zeros(())
 
-    def update(self, loss: Tensor, rate: float) -> None:
-        """One step down this player's loss at `rate` times the first learning rate."""
+    def slope(self, loss: Tensor) -> tuple[Tensor, Sequence[Tensor | None]]:
+        """Loss and gradients, means over all ranks; None where no rank has a gradient."""
         gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+        loss = loss.detach()
+        if parallel.world() == 1:
+            return loss, gradients
+        known = loss.new_tensor([g is not None for g in gradients])
+        pairs = zip(gradients, self.parameters, strict=True)
+        whole = [torch.zeros_like(p) if g is None else g for g, p in pairs]
+        loss, known, *means = parallel.average([loss, known, *whole])
+        return loss, [m if k else None for m, k in zip(means, known.tolist(), strict=True)]
+
+    def update(self, loss: Tensor, rate: float) -> Tensor:
+        """One step down this player's loss at `rate` times the first learning rate.
+
+        Returns:
+            the loss, a mean over all ranks.
+
+        Raises:
+            Diverged: loss or gradient is not finite, on any rank.
+        """
+        loss, gradients = self.slope(loss)
         known = [g for g in gradients if g is not None]
         self.norm = norm = nn.utils.get_total_norm(known)
-        if not torch.isfinite(norm + loss.detach()):
+        if not torch.isfinite(norm + loss):
             raise Diverged(
                 f"gradient of player {self.name!r}",
                 expected="finite numbers",
@@ -75,6 +95,7 @@ class Trainer:
             self.updates += 1  # early on the average is young: it forgets the start at once
             decay = min(self.player.averaging, float(self.updates / (self.updates + 9)))
             torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
+        return loss
 
     def settle(self) -> None:
         """Put the averages in the parameters' place, where there are any."""
@@ -118,7 +139,8 @@ class Batches:
     """Batch number k, of the data or fresh from the joint.
 
     Data are shuffled anew each epoch, from the seed and the epoch's number alone; the last, short
-    batch of an epoch is left out.
+    batch of an epoch is left out. Several ranks take adjacent batches: together what one rank would
+    have with a batch so many times as large.
 
     Args:
         guide: names the model and whether batches make sense for it.
@@ -127,9 +149,14 @@ class Batches:
         seed: of the shuffles; draws from the joint use torch's generator.
         z: the latents that made x, where the data are simulations.
         rows: some rows will do of a data set that is one problem.
+        rank: whose part of each step to give.
+        world: ranks that share a step.
 
     Attributes:
         share: of such a data set that a batch has, else 1.
+
+    Raises:
+        BadInput: fewer problems than ranks.
     """
 
     def __init__(
@@ -141,21 +168,29 @@ class Batches:
         z: Values | None = None,
         *,
         rows: bool = False,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         self.latents, self.x, self.z, self.seed = guide.latents, x, z, seed
         self.like = x if x is not None else self.latents.like
         total = size(self.like)
-        self.size = min(batch_size, total) if x is not None else batch_size
+        self.size = min(batch_size, total // world) if x is not None else batch_size
         parts = rows and self.latents.separable and self.size < total and x is not None
         self.whole = not (parts or (self.latents.plated and guide.amortised))
+        if not (self.whole or self.size):
+            raise BadInput(
+                "x", expected=f"a problem for each of {world} ranks", got=f"{total}",
+                fix=f"torchrun --nproc-per-node {total}.",
+            )  # fmt: skip
         self.share = self.size / total if parts else 1.0
-        self.per_epoch = max(1, total // self.size)
+        self.per_epoch = max(1, total // (world * max(1, self.size)))
+        self.rank, self.world = rank, world
         self.epoch, self.order = -1, torch.arange(total)
 
     def __call__(self, k: int) -> tuple[Observation, Values | None]:
         """The observation and, from the joint, the latents that made it."""
         if self.x is None:
-            rows = (torch.arange(self.size) + k * self.size) % size(self.like)
+            rows = self.places(k) % size(self.like)
             z, x = self.latents.simulate(self.like if self.whole else take(self.like, rows))
             return x, z
         if self.whole:
@@ -164,15 +199,19 @@ class Batches:
         if epoch != self.epoch:
             generator = torch.Generator().manual_seed(stream(self.seed, 1, epoch))
             self.epoch, self.order = epoch, torch.randperm(size(self.x), generator=generator)
-        rows = self.order[slot * self.size : (slot + 1) * self.size]
+        rows = self.order[self.places(slot)]
         made = None if self.z is None else {n: v[rows] for n, v in self.z.items()}
         return take(self.x, rows), made
+
+    def places(self, k: int) -> Tensor:
+        """Where batch k stands in a row of all ranks' batches, (size,)."""
+        return torch.arange(self.size) + (k * self.world + self.rank) * self.size
 
     def several(self, k: int, n: int) -> list[tuple[Observation, Values | None]]:
         """Batches k to k + n - 1; those from the joint in one call of the model."""
         if self.x is not None or self.whole:
             return [self(k + i) for i in range(n)]
-        rows = (torch.arange(n * self.size) + k * self.size) % size(self.like)
+        rows = torch.cat([self.places(k + i) for i in range(n)]) % size(self.like)
         z, x = self.latents.simulate(take(self.like, rows))
         cuts = [slice(i * self.size, (i + 1) * self.size) for i in range(n)]
         return [(take(x, cut), {name: v[cut] for name, v in z.items()}) for cut in cuts]
@@ -202,7 +241,10 @@ class Loop:
         self.fit, self.save, self.trainers = fit, save, trainers
         self.objective = objective.to(next(iter(trainers)).parameters[0].device)
         size, rows = fit.settings["batch_size"], objective.subsamples and fit.guide.takes_rows
-        self.batches = Batches(fit.guide, x, size, fit.seed, z, rows=rows)
+        self.rank, ranks = parallel.rank(), parallel.world()
+        self.batches = Batches(
+            fit.guide, x, size, fit.seed, z, rows=rows, rank=self.rank, world=ranks
+        )
         objective.share, objective.learn_model = self.batches.share, fit.settings["learn_model"]
         self.updates = sum(t.player.steps for t in trainers)
         self.steps: int = fit.settings["steps"]
@@ -228,7 +270,7 @@ class Loop:
         with (
             pyro.settings.context(module_local_params=True),
             seeded(self.fit.seed),
-            bar(title, self.steps, start=self.done, show=show) as advance,
+            bar(title, self.steps, start=self.done, show=show and not self.rank) as advance,
         ):
             self.fit.guide.train()
             try:
@@ -248,12 +290,12 @@ class Loop:
                 self.fit.guide.eval()
         for trainer in self.trainers:
             trainer.settle()
-        for sentence in self.fit.warnings:
+        for sentence in () if self.rank else self.fit.warnings:
             warnings.warn(f"{title}: {sentence}", FitWarning, stacklevel=3)
 
     def step(self, step: int) -> None:
         """One step: every player's updates, each on a fresh batch."""
-        reseed(self.fit.seed, 0, step)
+        reseed(self.fit.seed, 0, step, *([self.rank] if self.rank else []))
         warm = min(1.0, (step + 1) / (WARM_UP * self.steps))
         rate = warm * 0.5 * (1 + math.cos(math.pi * step / self.steps))
         model, guide = self.fit.guide.model, self.fit.guide
@@ -264,8 +306,8 @@ class Loop:
                 self.batch = next(batches)
                 loss = self.objective.loss(trainer.name, model, guide, *self.batch)
                 self.midway = True
-                trainer.update(loss, rate)
-            self.losses[trainer.name][step] = loss.detach()
+                loss = trainer.update(loss, rate)
+            self.losses[trainer.name][step] = loss
         self.done, self.midway = step + 1, False
 
     def look(self) -> str:
@@ -285,6 +327,8 @@ class Loop:
                     fix="Lower lr, or look for latents or observations outside the support.",
                 )
             notes.append(f"{name} {recent.mean():.4g}")
+        if self.rank:
+            return ""  # gauges are the first rank's
         if self.batch is not None and self.done not in self.health.get("step", []):
             notes += [f"{name} {value:.2g}" for name, value in self.examine().items()]
         return "  ".join(notes)

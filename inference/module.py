@@ -9,14 +9,17 @@ from pyro.nn import PyroModule
 from pyro.nn.module import _is_module_local_param_enabled
 from torch import nn
 
+from .arguments import Checked
+
 __all__ = ["LocalModule", "localise"]
 
 
-class LocalModule(PyroModule):  # type: ignore[misc]
+class LocalModule(Checked, PyroModule):  # type: ignore[misc]
     """A :class:`pyro.nn.PyroModule` whose parameters live in the module alone.
 
     Pyro copies the parameters of a called module into one global store, where two modules of the
     same class then share them (pyro #3209). Here every call runs under `module_local_params`.
+    Arguments of its constructor are checked against their annotations.
     """
 
     def __init__(self) -> None:

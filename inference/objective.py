@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
+from .arguments import Checked
 from .errors import Incompatible
 from .show import knobs_of
 
@@ -43,7 +44,7 @@ class Player:
     averaging: float = 0.0
 
 
-class Objective(nn.Module):
+class Objective(Checked, nn.Module):
     """Base of all objectives. Knobs belong to the constructor.
 
     Args:

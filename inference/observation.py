@@ -100,6 +100,11 @@ def _kinds(x: object) -> str:
 
 
 def _check_tensor(name: str, t: Tensor, like: Tensor, *, free_rows: bool) -> None:
+    if not t.dim():
+        fix = "Add the problem axis with x[None]."
+        raise BadInput(
+            name, expected="problems along the first axis", got="a single number", fix=fix
+        )
     shape = [*(["B"] if free_rows else [like.shape[0]]), *like.shape[1:]]
     wanted = f"shape ({', '.join(map(str, shape))})"
     if t.dim() != like.dim() or t.shape[1:] != like.shape[1:]:
@@ -112,6 +117,12 @@ def _check_tensor(name: str, t: Tensor, like: Tensor, *, free_rows: bool) -> Non
     if t.dtype != like.dtype:
         fix = f"Convert it with x.to({like.dtype}), or the model with model.to({t.dtype})."
         raise BadInput(name, expected=f"dtype {like.dtype}", got=str(t.dtype), fix=fix)
+    if t.device != like.device:
+        wanted, fix = (
+            f"a tensor on {like.device}, where the model is",
+            f"x.to({str(like.device)!r}).",
+        )
+        raise BadInput(name, expected=wanted, got=f"one on {t.device}", fix=fix)
     bad = ~torch.isfinite(t)
     if bad.any():
         where = tuple(int(i) for i in bad.nonzero()[0])

@@ -34,12 +34,16 @@ class Onset:
         x: observation of B problems.
         how: what is corrected, weighted and recorded.
         plan: the steps.
+
+    Attributes:
+        time: simulated so far by all chains together, in time constants of the neurons.
     """
 
     def __init__(self, circuit: ScoreCircuit, x: Observation, how: Sampling, plan: Plan) -> None:
         self.circuit, self.x, self.how, self.plan = circuit, x, how, plan
         self.standard = circuit.standard(x)
         self.work = self.standard.new_empty(0)
+        self.time = 0.0
         self._level: tuple[float, Level] | None = None
 
     def level(self, sigma: float) -> Level:
@@ -98,6 +102,7 @@ class Onset:
             run(chains, self.plan, take, advance)
         except Diverged as error:
             raise self._advice(error) from None
+        self.time += n * chains.time
         return kept
 
     def _log_q(self, first: Tensor, u: Tensor, log_path: Tensor) -> Tensor:

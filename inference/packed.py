@@ -11,6 +11,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
+from .errors import BadInput
 from .guide import Draws, Guide, check_counts
 from .latents import ModelLike, Site, Values
 from .observation import Observation
@@ -31,13 +32,37 @@ class PackedGuide(Guide):
         self.latents.require_continuous(type(self).__name__)
 
     def distribution(self, x: Observation) -> Distribution:
-        """q(u given x): batch shape (B,), event shape (D,)."""
+        """q(u given x): batch shape (B,), event shape (D,).
+
+        A data set that is one problem, where no latent is inside the plate "data", has B = 1,
+        however many rows it has: batch shape (1,), means of shape (1, D). Pool over rows.
+        """
         raise NotImplementedError
+
+    def _checked(self, x: Observation) -> Distribution:
+        """`distribution(x)`, which is the user's.
+
+        Raises:
+            BadInput: its shape is wrong.
+        """
+        q, lat = self.distribution(x), self.latents
+        batch, event = (lat.problems(x),), (lat.size,)
+        if tuple(q.batch_shape) != batch or tuple(q.event_shape) != event:
+            raise BadInput(
+                f"{type(self).__name__}.distribution",
+                expected=f"batch shape {batch}, one for each problem, and event shape {event}",
+                got=f"{tuple(q.batch_shape)} and {tuple(q.event_shape)}",
+                fix="Make the last axis the event, with Independent(q, 1)."
+                if lat.plated
+                else "The data set is one problem here: pool over its rows, and let the last axis "
+                "be the event, as in Independent(Normal(loc, scale), 1) of loc (1, D).",
+            )
+        return q
 
     def forward(self, x: Observation) -> Values:
         """Sample the latent sites inside the plate "data"; returns them by name."""
         lat = self.latents
-        base = self.distribution(x)
+        base = self._checked(x)
         with lat.plate(x):
             q = _ForPyro(base, inner=lat.inner, whole=not lat.plated)
             u = q.squeeze(pyro.sample("_packed", q, infer={"is_auxiliary": True}))
@@ -59,12 +84,12 @@ class PackedGuide(Guide):
     def log_prob(self, z: Values, x: Observation) -> Tensor:
         """log q(z given x) of latents (..., B, *shape): shape (..., B), in nats."""
         u, log_jacobian = self.latents.pack(z)
-        log_q: Tensor = self.distribution(x).log_prob(u)
+        log_q: Tensor = self._checked(x).log_prob(u)
         return log_q - log_jacobian
 
     def rsample(self, x: Observation, shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         """Differentiable packed draws (*shape, B, D)."""
-        u: Tensor = self.distribution(x).rsample(shape)
+        u: Tensor = self._checked(x).rsample(shape)
         return u
 
     def draw(
@@ -75,7 +100,7 @@ class PackedGuide(Guide):
         lat = self.latents
         lat.check(x)
         with torch.no_grad(), seeded(seed):
-            q = self.distribution(x)
+            q = self._checked(x)
             return self.told(q.sample(torch.Size([chains, draws])), q)
 
     def told(self, u: Tensor, q: Distribution) -> Draws:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from .arguments import LARGEST, Index, Range
 from .codes import Codes
-from .guide import Draws, Guide, check_counts, check_number
+from .guide import Draws, Guide, check_counts
 from .latents import MAX_ROWS, ModelLike, Values
 from .objectives.adversarial import Adversarial
 from .observation import Observation, flatten
@@ -18,7 +19,9 @@ from .progress import bar
 from .seeds import seeded
 from .units import Units, pilot, silent, squash
 
-__all__ = ["Recognition"]
+__all__ = ["Recognition", "Temperature"]
+
+Temperature = Annotated[float, Range("a number >= 0.001", 1e-3, LARGEST)]
 
 
 class Recognition(Guide):
@@ -41,10 +44,9 @@ class Recognition(Guide):
     objective = Adversarial
 
     def __init__(
-        self, model: ModelLike, *, temperature: float = 0.5, seed: int = 0, **knobs: Any
+        self, model: ModelLike, *, temperature: Temperature = 0.5, seed: Index = 0, **knobs: Any
     ) -> None:
         super().__init__(model, temperature=temperature, seed=seed, **knobs)
-        check_number("temperature", temperature, least=1e-3, usual=0.5)
         self.temperature = temperature
         features, z = pilot(self.latents)
         codes = self.codes.encode(z)
@@ -54,7 +56,7 @@ class Recognition(Guide):
         with seeded(seed):
             self.linear = silent(features.shape[1], codes.shape[1])
             self.build(features.shape[1], codes.shape[1], **knobs)
-        self.to(features.dtype)
+        self.to(features)
 
     def build(self, features: int, codes: int, **knobs: Any) -> None:
         """Make the layers, for F features and C entries of a code."""

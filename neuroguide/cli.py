@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec, TypeVar
@@ -17,9 +18,11 @@ import diagnostics
 import inference
 import zoo
 from diagnostics.compare import EXACT
-from diagnostics.report import overview, table, telling
 from diagnostics.report import report as write_report
+from diagnostics.report import table, telling
+from diagnostics.results import FAILED, is_store
 from diagnostics.rundir import RunDirectory
+from inference import parallel
 from inference.errors import BadInput, Incompatible, NeuroguideError, NoExactPosterior
 from inference.files import atomic_path
 from zoo.data import DATA
@@ -27,6 +30,11 @@ from zoo.stored import StoredDraws, reference_path
 from zoo.table import rows
 
 from . import pipeline
+from .draw import draw
+from .matrix import Matrix
+from .sweep import sweep as run_sweep
+from .sweep import where
+from .train_pretrained import command as train_pretrained
 
 __all__ = ["app", "main"]
 
@@ -34,7 +42,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 BASELINES = "mean_field_encoder,full_covariance_encoder,flow"
 QUICK = {"steps": 200, "model_steps": 200, "draws": 250, "problems": 4}
-USAGE, FAILED, STOPPED = 2, 1, 130  # exit codes
+USAGE, FAILURE, STOPPED = 2, 1, 130  # exit codes
+GRACE = 5.0  # seconds that rank 0 has to say what is wrong
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -70,16 +79,34 @@ def _friendly(command: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
+            _check_ranks(command.__name__)
             return command(*args, **kwargs)
         except NeuroguideError as error:
-            err.print(f"[bold red]error[/] {error}", highlight=False, soft_wrap=True)
+            _complain(f"[bold red]error[/] {error}")
             usage = isinstance(error, BadInput | Incompatible | NoExactPosterior)
-            raise typer.Exit(USAGE if usage else FAILED) from None
+            raise typer.Exit(USAGE if usage else FAILURE) from None
         except KeyboardInterrupt:
             err.print("[yellow]stopped[/] The same command goes on where it stopped.")
             raise typer.Exit(STOPPED) from None
 
     return wrapped
+
+
+def _check_ranks(command: str) -> None:
+    """Of all commands one knows how to share its work."""
+    if parallel.launched()[1] > 1 and command != "fit":
+        raise BadInput(
+            "torchrun", expected="neuroguide fit", got=f"neuroguide {command.strip('_')}",
+            fix="Run it without torchrun.",
+        )  # fmt: skip
+
+
+def _complain(text: str) -> None:
+    """On standard error; ranks other than 0 leave it to that one, which mostly says the same."""
+    if me := parallel.launched()[0]:
+        time.sleep(GRACE)  # torchrun ends this process as soon as rank 0 has gone
+        text = f"rank {me}: {text}"
+    err.print(text, highlight=False, soft_wrap=True)
 
 
 @app.command("list")
@@ -131,10 +158,14 @@ def fit(
         "steps": steps, "model_steps": model_steps, "batch_size": batch_size, "lr": lr,
         "problems": problems, "seed": seed,
     }  # fmt: skip
-    _check_names(config)
-    run = RunDirectory.create(out_dir or _default(model, data, guide), _quick(config, on=quick))
-    built, held_out, fits = pipeline.learn_model(run, device)
-    pipeline.fit_guides(run, built, held_out, fits, device)
+    path, config = out_dir or _default(model, data, guide), _quick(config, on=quick)
+    with parallel.group(device) as rank:
+        _check_names(config)
+        run = parallel.shared(lambda: RunDirectory.create(path, config))
+        built, held_out, fits = pipeline.learn_model(run, device)
+        pipeline.fit_guides(run, built, held_out, fits, device)
+    if rank:
+        return
     run.write_losses(fits)
     run.write_health(fits)
     out.print(f"report     {write_report(run.path)}")
@@ -157,6 +188,9 @@ def compare(
     lr: Rate = 5e-3,
     seed: Seed = 0,
     device: Device = "auto",
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained", help="Guides that come trained, on the model as it is.")
+    ] = False,
     out_dir: Out = None,
     quick: Quick = False,
 ) -> None:
@@ -172,7 +206,7 @@ def compare(
         "guides": [name.strip() for name in guides.split(",") if name.strip()],
         "objective": objective, "problems": problems, "draws": draws, "chains": chains,
         "steps": steps, "model_steps": model_steps, "batch_size": batch_size, "lr": lr,
-        "seed": seed,
+        "seed": seed, **({"pretrained": True} if pretrained else {}),
     }  # fmt: skip
     _check_names(config)
     run = RunDirectory.create(out_dir or _default(model, data), _quick(config, on=quick))
@@ -183,6 +217,10 @@ def compare(
     comparison = pipeline.compare(run, built, fitted, held_out, fits)
     out.print(_rich_table(comparison))
     out.print(f"report     {write_report(run.path)}")
+
+
+app.command()(_friendly(draw))
+app.command("train-pretrained")(_friendly(train_pretrained))
 
 
 @app.command()
@@ -238,8 +276,50 @@ def reference(
 
 @app.command()
 @_friendly
+def sweep(
+    matrix: Annotated[Path, typer.Argument(help="A TOML file: models, guides, objectives, seeds.")],
+    out_dir: Annotated[
+        Path | None, typer.Option("--out", help="Results store.", show_default="runs/MATRIX")
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(help="Local processes, one thread each; 0: one for each core.")
+    ] = 0,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(help="Run on the workers of this Dask scheduler: an address or its file."),
+    ] = None,
+    retry: Annotated[bool, typer.Option("--retry-failed", help="Try failed cells again.")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Only say what would be run.")] = False,
+) -> None:
+    """Fit, draw, compare and calibrate every cell of a matrix; write a store and a page of it.
+
+    A stopped sweep goes on where it stopped, and a matrix may grow.
+
+    Example: neuroguide sweep matrix.toml --workers 2
+    """
+    asked = Matrix.read(matrix)
+    path = out_dir or Path("runs") / matrix.stem
+    if plan:
+        for cell in asked.cells:
+            out.print(cell.name, highlight=False)
+        return
+    results = run_sweep(asked, path, where(workers, scheduler), retry=retry)
+    out.print(f"matrix     {diagnostics.overview([path], path / 'matrix.html')}")
+    out.print(f"table      {path / 'results.nc'}")
+    states = [row["status"] for row in results.rows]
+    out.print(", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states)))
+    if failed := [row for row in results.rows if row["status"] == FAILED]:
+        for row in failed:
+            err.print(f"[bold red]failed[/] {row['cell']}: {escape(row['error'])}", soft_wrap=True)
+        raise typer.Exit(FAILURE)
+
+
+@app.command()
+@_friendly
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run directories.")],
+    runs: Annotated[
+        list[Path], typer.Argument(help="Run directories, or results stores of `sweep`.")
+    ],
     out_path: Annotated[
         Path | None, typer.Option("--out", help="One page of all runs, models by guides.")
     ] = None,
@@ -249,9 +329,10 @@ def report(
     Example: neuroguide report runs/banana runs/necker --out runs/overview.html
     """
     for path in runs:
-        out.print(f"report     {write_report(path)}")
+        if not is_store(path):  # its cells have reports already
+            out.print(f"report     {write_report(path)}")
     if out_path is not None:
-        out.print(f"overview   {overview(runs, out_path)}")
+        out.print(f"overview   {diagnostics.overview(runs, out_path)}")
 
 
 def _quick(config: dict[str, Any], *, on: bool) -> dict[str, Any]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+
 import numpy as np
 import pytest
 import torch
@@ -50,3 +53,24 @@ def within(value, truth, se, *, k=5.0):
     assert np.all(se > 0), "a tolerance of zero accepts nothing"
     worst = float(np.max(np.abs(value - truth) / se))
     assert worst < k, f"{worst:.1f} standard errors from the truth"
+
+
+@pytest.fixture
+def browse(tmp_path):
+    """Opens a page in Chromium, headless; returns what it printed."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser")
+    if browser is None:
+        pytest.skip("no chromium on PATH: pages were not opened in a browser")
+
+    def call(page, *options):
+        return subprocess.run(
+            [
+                browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
+                "--no-first-run", "--disable-background-networking", "--disable-component-update",
+                "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}",
+                "--enable-logging=stderr", "--v=0", *options, page.as_uri(),
+            ],
+            capture_output=True, text=True, timeout=100, check=False,
+        )  # fmt: skip
+
+    return call

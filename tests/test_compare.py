@@ -38,6 +38,13 @@ def test_wrong_names_of_metrics_are_told(problem):
         diagnostics.compare(model, {}, x, **SMALL, metrics="c2st")
 
 
+def test_draws_in_a_plain_dict_are_refused(problem):
+    model, x = problem
+    trees = diagnostics.collect(model, {}, x, **SMALL)
+    with pytest.raises(BadInput, match=r"^trees: .*got a dict\. Call trees = diagnostics\.collect"):
+        diagnostics.compare_draws(dict(trees))
+
+
 def test_a_metric_of_ones_own_has_an_excess(problem):
     """Its ideal value is the metric's, not looked up in the table."""
     model, x = problem

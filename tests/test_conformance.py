@@ -7,12 +7,22 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from torch.distributions import Independent, Normal
+from torch.distributions import Independent, MultivariateNormal, Normal
 
 import inference
 import zoo
-from inference import Guide, HasDensity, Implicit, Incompatible, NoExactPosterior, PackedGuide
+from inference import (
+    BadInput,
+    Guide,
+    HasDensity,
+    Implicit,
+    Incompatible,
+    NoExactPosterior,
+    PackedGuide,
+)
+from inference.codes import Codes
 from inference.seeds import seeded
+from inference.two_samples import gap
 
 
 def line(x):
@@ -167,6 +177,58 @@ class Detached(Good):
         return super().rsample(x, shape).detach()
 
 
+class NarrowRsample(Good):
+    def rsample(self, x, shape=torch.Size()):  # noqa: B008
+        q = self.distribution(x)
+        return q.mean + 0.5 * (q.rsample(shape) - q.mean)
+
+
+class MeanForRsample(Good):
+    def rsample(self, x, shape=torch.Size()):  # noqa: B008
+        return self.distribution(x).mean.expand(*shape, -1, -1)
+
+
+class RsampleOfOtherCodes(Good):
+    def rsample(self, x, shape=torch.Size()):  # noqa: B008
+        return super().rsample(x, shape)[..., :1]
+
+
+class TwoLayers(Guide):
+    """Without a density, whose `forward` has a gain that `rsample` lacks."""
+
+    def __init__(self, model, *, gain=1.0):
+        super().__init__(model, gain=gain)
+        self.gain = gain
+        with seeded(0):
+            self.out = torch.nn.Linear(2, 2)
+
+    def rsample(self, x, shape=torch.Size()):  # noqa: B008
+        return self.out(x) + torch.randn(*shape, len(x), 2)
+
+    def forward(self, x):
+        z, _ = self.latents.unpack(self.gain * self.rsample(x))
+        self.emit(z, x)
+
+
+class NoiseInDistribution(Good):
+    """Dropout, or a spike train, inside a density."""
+
+    def distribution(self, x):
+        return super().distribution(x + 0.1 * torch.randn_like(x))
+
+
+class RunningMean(Good):
+    """Batch norm: whoever asks twice gets another answer."""
+
+    def __init__(self, model, **knobs):
+        super().__init__(model, **knobs)
+        self.register_buffer("mean", torch.zeros(2))
+
+    def distribution(self, x):
+        self.mean.lerp_(x.mean(0), 0.1)
+        return super().distribution(x - self.mean)
+
+
 class IdleParameter(Good):
     def __init__(self, model, **knobs):
         super().__init__(model, **knobs)
@@ -242,6 +304,11 @@ BROKEN = {  # guide: the checks that it fails
     WrongLogQ: {"log_q"},
     Detached: {"gradient"},
     Raises: {"gradient"},
+    NarrowRsample: {"gradient"},
+    MeanForRsample: {"gradient"},
+    RsampleOfOtherCodes: {"gradient"},
+    NoiseInDistribution: {"density"},
+    RunningMean: {"buffers"},
     IdleParameter: {"learning"},
     ObjectiveOfOthers: {"learning"},
     Deaf: {"observation"},
@@ -265,8 +332,8 @@ def test_sound_guides_pass(cls, seed):
     found = inference.check_guide(cls(MODEL, seed=seed), X, seed=seed)
     found.require()
     assert found.passed
-    assert [f.name for f in found.findings if f.outcome == "passed"][:4] == [
-        "sites", "draws", "seeds", "globals",
+    assert [f.name for f in found.findings if f.outcome == "passed"][:5] == [
+        "sites", "draws", "buffers", "seeds", "globals",
     ]  # fmt: skip
     assert isinstance(cls(MODEL), HasDensity) is (found["density"].outcome == "passed")
 
@@ -291,12 +358,57 @@ def test_what_it_found_reads_well():
     assert found["elbo"].outcome == "failed"
     assert "Implicit" in found["elbo"].fix
     text = repr(found)
-    assert text.startswith("DeltaForImplicit: 9 passed, 1 failed, 6 not asked")
+    assert text.startswith("DeltaForImplicit: 10 passed, 1 failed, 6 not asked")
     assert max(map(len, text.splitlines())) <= 121
     assert "<table>" in found._repr_html_()
     message = r"^DeltaForImplicit, check 'elbo': expected NoDensity from Trace_ELBO; got a loss of"
     with pytest.raises(Incompatible, match=message):
         found.require()
+
+
+def test_it_runs_where_gradients_are_off():
+    with torch.no_grad():
+        assert inference.check_guide(Good(MODEL), X, seed=0).passed
+        assert not torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize(("gain", "outcome"), [(1.0, "passed"), (0.6, "failed")])
+def test_rsample_is_compared_with_forward(gain, outcome):
+    found = inference.check_guide(TwoLayers(MODEL, gain=gain), X, seed=0)
+    assert found["gradient"].outcome == outcome
+    assert ("distribution functions of" in found["gradient"].got) is (outcome == "failed")
+
+
+class Correlated(PackedGuide):
+    """Full covariance, of which `rsample` keeps the variances only."""
+
+    def distribution(self, x):
+        tril = x.new_tensor([[1.0, 0.0], [0.8, 0.6]]).expand(len(x), 2, 2)
+        return MultivariateNormal(x, scale_tril=tril)
+
+    def rsample(self, x, shape=torch.Size()):  # noqa: B008
+        return self.distribution(x).mean + torch.randn(*shape, *x.shape)
+
+
+def test_a_lost_correlation_is_seen_and_chance_is_not():
+    guide = Correlated(MODEL)
+    codes = Codes(guide.latents, "test")
+    found = gap(guide, codes, X, seed=0)
+    assert found.size > found.chance
+    guide.rsample = lambda x: guide.distribution(x).rsample()
+    found = [gap(guide, codes, X, seed=k) for k in range(20)]
+    assert max(f.size for f in found) < found[0].chance  # each exceeds it once in 10,000 times
+
+
+def test_advice_names_what_was_done():
+    noisy = inference.check_guide(NoiseInDistribution(MODEL), X, seed=0)
+    assert not noisy.passed
+    assert "Keep noise, and dropout, out of `distribution`" in noisy["density"].fix
+    guide = RunningMean(MODEL)
+    moved = inference.check_guide(guide, X, seed=0)
+    assert moved["buffers"].got == "mean changed"
+    assert moved["seeds"].outcome == "waits"  # whose advice, on generators, would mislead
+    assert not guide.mean.any()  # put back
 
 
 def test_checks_wait_for_those_that_they_rest_on():
@@ -321,3 +433,30 @@ def test_the_exact_posterior_is_a_guide():
     found = inference.check_guide(sprinkler.exact(), sprinkler.observations()[:2], seed=0)
     found.require()
     assert found["normalised"].outcome == "passed"
+
+
+def one_problem(x):
+    z = pyro.sample("z", dist.Normal(x.new_zeros(3), 1.0).to_event(1))
+    with pyro.plate("rows", len(x)):
+        pyro.sample("x", dist.Normal(z.sum() * x.new_ones(2), 1.0).to_event(1), obs=x)
+
+
+def test_distributions_of_a_wrong_shape_are_refused():
+    class RowByRow(PackedGuide):
+        """Forgets that all rows are one problem."""
+
+        def distribution(self, x):
+            return Independent(Normal(x.new_zeros(len(x), 3), 1.0), 1)
+
+    class NoEvent(PackedGuide):
+        def distribution(self, x):
+            return Normal(x, 1.0)
+
+    with pytest.raises(
+        BadInput, match=r"batch shape \(1,\).* \(3,\); got \(3,\) and \(3,\)\. .*pool"
+    ):
+        RowByRow(zoo.from_pyro(one_problem, X)).draw(X, draws=2, chains=1, seed=0)
+    with pytest.raises(
+        BadInput, match=r"batch shape \(3,\).*got \(3, 2\) and \(\)\. .*Independent"
+    ):
+        NoEvent(MODEL)(X)

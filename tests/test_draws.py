@@ -136,6 +136,7 @@ def regression(inputs, targets):
         pyro.sample("y", dist.Normal(inputs @ w + c, 0.7), obs=targets)
 
 
+@pytest.mark.filterwarnings("ignore::inference.errors.ExactWarning")  # seven points an axis
 def test_one_problem_with_inputs():
     inputs = torch.linspace(-1, 2, 12).reshape(6, 2).sin().double()
     x = (inputs, torch.linspace(0, 1, 6).double())

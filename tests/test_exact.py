@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import math
+import warnings
 
 import numpy as np
 import pyro
@@ -17,12 +18,14 @@ from pyro.infer import Trace_ELBO
 from pyro.nn import PyroModule
 from scipy import integrate, stats
 
+import diagnostics
 import inference
 import zoo
 import zoo.stored
-from inference.errors import BadCheckpoint, BadInput, Incompatible, NoDensity
+from inference.errors import BadCheckpoint, BadInput, ExactWarning, Incompatible, NoDensity
 from inference.guide import Draws, Guide
 from inference.seeds import seeded
+from zoo.quadrature import LARGE_ERROR
 
 
 def f64(*values):
@@ -180,6 +183,35 @@ def test_enumerated_one_problem():
     with seeded(0):
         loss = Trace_ELBO().loss(guide.model, guide, x)
     assert abs(loss + evidence) < 1e-10
+
+
+def both(x):
+    with pyro.plate("data", len(x)):
+        s = pyro.sample("s", dist.Bernoulli(x.new_tensor(0.3)))
+        z = pyro.sample("z", dist.Normal(s, 1.0))
+        pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+
+@pytest.mark.parametrize("exact", [zoo.Enumerated, zoo.Quadrature])
+def test_latents_of_both_kinds_are_sent_where_something_works(exact):
+    with pytest.raises(
+        Incompatible, match=r"discrete \['s'\] and continuous \['z'\]\. Sum \['s'\]"
+    ):
+        exact(from_pyro(both, f64(1.0, 0.3)))
+
+    def summed(x):
+        with pyro.plate("data", len(x)):
+            mix = dist.Categorical(x.new_tensor([0.7, 0.3]))
+            parts = dist.Normal(x.new_tensor([0.0, 1.0]), 1.0)
+            z = pyro.sample("z", dist.MixtureSameFamily(mix, parts))
+            pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+    x = f64(1.0, 0.3)
+    found = zoo.Quadrature(from_pyro(summed, x)).log_evidence(x)
+    want = [
+        0.7 * stats.norm(0, 1.25**0.5).pdf(v) + 0.3 * stats.norm(1, 1.25**0.5).pdf(v) for v in x
+    ]
+    np.testing.assert_allclose(found, np.log(want), rtol=1e-6)
 
 
 def many(x):
@@ -422,7 +454,10 @@ def test_quadrature_two_modes_of_tiny_width(sd, points):
     weights = stats.norm.pdf([-2.0, 2.0], 0.3) / 4  # p(z) / |dx/dz| at either root, for small sd
     np.testing.assert_allclose(guide.log_evidence(x), [math.log(weights.sum())], atol=1e-3)
     p = weights[1] / weights.sum()
-    z = guide.draw(x, draws=n, chains=1, seed=0).values["z"].numpy()
+    drawn = []
+    said = told(lambda: drawn.append(guide.draw(x, draws=n, chains=1, seed=0)))
+    assert len(said) == (points is None)  # the weights of modes 400 sds apart are rough
+    z = drawn[0].values["z"].numpy()
     within((z > 0).mean(), p, math.sqrt(p * (1 - p) / n))
 
 
@@ -433,6 +468,73 @@ def test_quadrature_too_coarse_says_so():
     truth = math.log(stats.norm.pdf([-2.0, 2.0], 0.3).sum() / 4)
     assert abs(float(guide.log_evidence(x)) - truth) > 0.1
     assert guide.error(x)["log_evidence"] > 0.1
+
+
+def change(x):
+    """The rate of spikes steps up at an unknown time, between two of twelve bins."""
+    time = torch.arange(1, 13) / 12
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Uniform(x.new_tensor(0.0), 1.0))
+        rate = torch.where(time < z[:, None], 1.0, 4.0).to(x)
+        pyro.sample("x", dist.Poisson(rate).to_event(1), obs=x)
+
+
+def at(time):
+    """Spikes of a rate that steps up at some bins, (B, 12)."""
+    bins = torch.arange(12)
+    return torch.where(bins < torch.as_tensor(time)[:, None], 1.0, 4.0).double()
+
+
+def told(use):
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        use()
+    assert all(w.category is ExactWarning for w in found)
+    return [str(w.message) for w in found]
+
+
+def test_quadrature_of_a_step_says_once_that_it_is_wrong():
+    """On 65 points; on 2049 of them the same is right, and silent."""
+    x = at([3, 7, 8])
+    model = from_pyro(change, x)
+    rough, sizes = zoo.Quadrature(model, points=65), {"draws": 50, "seed": 0, "progress": False}
+    first, *more = told(lambda: diagnostics.draw(model, rough, x, **sizes))
+    worst = max(float(rough.error(x)[name].max()) for name in ("mean", "sd"))
+    assert worst > LARGE_ERROR
+    assert f"up to {worst:.2g} posterior sds" in first
+    assert first.startswith("change: ")
+    assert "kink or a step" in first
+    assert "points=129" in first
+    assert not more
+    assert not told(lambda: diagnostics.draw(model, rough, x, **sizes))
+    assert not told(lambda: diagnostics.draw(model, zoo.Quadrature(model, points=2049), x, **sizes))
+
+
+def test_quadrature_of_a_step_warns_as_guide_and_as_reference():
+    x = at([3, 7, 8])
+    model = from_pyro(change, x)
+
+    def rough():
+        return zoo.Quadrature(model, points=65)
+
+    sizes = {"draws": 50, "seed": 0, "progress": False}
+    fine = zoo.Quadrature(model, points=2049)
+    for reference, guide in ((rough(), fine), (fine, rough())):
+        use = {"reference": reference, "metrics": ["mean_error"], **sizes}
+        assert len(told(lambda: diagnostics.compare(model, {"copy": guide}, x, **use))) == 1  # noqa: B023
+    few = {"problems": 20, "draws": 9, "seed": 0, "progress": False}
+    assert len(told(lambda: diagnostics.sbc(model, rough(), **few))) == 1
+    assert not told(lambda: diagnostics.sbc(model, fine, **few))
+
+
+@pytest.mark.parametrize("name", ["recurrent_generator", "logistic_regression"])
+def test_quadrature_is_silent_on_the_models_of_the_zoo(name):
+    """The greatest error of any at its own observations is 0.007 posterior sds."""
+    model = zoo.MODELS[name]()
+    exact = model.exact()
+    assert isinstance(exact, zoo.Quadrature)
+    x = model.observations()[:5]
+    assert not told(lambda: exact.draw(x, draws=1, chains=1, seed=0))
 
 
 def test_quadrature_with_fixed_bounds():

@@ -8,8 +8,10 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from conftest import within
 from pyro import poutine
 
+import diagnostics
 import inference
 import zoo
 from inference import (
@@ -30,6 +32,8 @@ from inference.observation import parts
 from inference.seeds import seeded
 
 B = 3
+# grids of 9 points an axis, here for speed, say that they are too coarse
+pytestmark = pytest.mark.filterwarnings("ignore::inference.errors.ExactWarning")
 
 
 def two_sites(x):
@@ -458,3 +462,26 @@ def test_full_covariance_factor_is_marginal_sds_times_correlations(model):
     assert float(outputs[:, 6:].abs().max()) > 1, "too tame to show anything"
     torch.testing.assert_close(tril.square().sum(-1).sqrt(), sds)
     torch.testing.assert_close(tril.triu(1), torch.zeros(20, 3, 3))
+
+
+def of_two_kinds(x):
+    """A positive latent whose prior is a mixture."""
+    with pyro.plate("data", len(x)):
+        kinds = dist.Gamma(x.new_tensor([2.0, 6.0]), 2.0)
+        z = pyro.sample(
+            "z", dist.MixtureSameFamily(dist.Categorical(x.new_tensor([0.3, 0.7])), kinds)
+        )
+        pyro.sample("x", dist.Normal(z, 0.6), obs=x)
+
+
+def test_nuts_samples_priors_that_are_mixtures():
+    """Whose support Pyro itself cannot transform; against quadrature."""
+    model = zoo.from_pyro(of_two_kinds, torch.tensor([0.2, 2.0, 5.0], dtype=torch.float64))
+    x = model.observations()
+    nuts = inference.NUTS(model, warmup=100)
+    tree = diagnostics.draw(model, nuts, x, draws=400, chains=1, seed=0)
+    ess = diagnostics.METRICS["ess"].compute(tree, tree).value
+    assert (ess > 80).all()
+    z, known = tree["posterior"]["z"].values[0], zoo.Quadrature(model)
+    truth = known.draw(x, draws=20_000, chains=1, seed=0).values["z"][0].numpy()
+    within(z.mean(0), truth.mean(0), z.std(0) / ess**0.5)

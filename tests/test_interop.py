@@ -301,6 +301,23 @@ def test_divergences_are_put_in_their_places():
     assert tree.sample_stats["diverging"].values.tolist() == [[False] * 3, [False, False, True]]
 
 
+def test_rows_that_are_problems_have_the_same_axis_in_chains():
+    """`problem`, as in draws of guides, with which they can then be compared."""
+
+    class Rates(Finished):
+        def get_samples(self, *, group_by_chain):
+            return {"rate": torch.rand(2, 3, len(COUNTS)) + 1}
+
+    with seeded(0):
+        tree = from_pyro_mcmc(Rates(), model=spikes, x=COUNTS)
+        theirs = from_pyro_guide(spikes, exact_spikes, COUNTS, draws=3, seed=0)
+    assert tree.posterior["rate"].dims == ("chain", "draw", "problem")
+    for group in ("posterior", "observed_data"):
+        assert {n: v.dims for n, v in tree[group].data_vars.items()} == {
+            n: v.dims for n, v in theirs[group].data_vars.items()
+        }
+
+
 def test_a_model_that_cannot_be_vectorised_is_replayed_draw_by_draw():
     def looks(dose, y):
         w = pyro.sample("w", dist.Normal(torch.tensor([0.5, 1.0]), 2.0).to_event(1))

@@ -18,7 +18,7 @@ from scipy import special
 from scipy.stats import wasserstein_distance
 
 import zoo
-from diagnostics import METRICS, compare
+from diagnostics import METRICS, compare, draw
 from inference import (
     BadInput,
     Diverged,
@@ -42,7 +42,7 @@ def float64(*rows):
 
 def small(model, cls=ReservoirSampler, **knobs):
     """A circuit that is fast to build and to run; with tanh stable whatever its weights."""
-    sizes = {} if cls is SamplerOnlyRate else {"neurons": 16}
+    sizes = {} if issubclass(cls, SamplerOnlyRate) else {"neurons": 16}
     return cls(
         model, **sizes, **{"hidden": (8,), "noise": (0.1, 5.0), "activation": "tanh"} | knobs
     )
@@ -131,7 +131,19 @@ def test_a_plan_without_a_transient_starts_at_the_guess():
     route = plan(Sampling(levels=0, warmup=0, correctors=3), 0.1, 8.0)
     assert (route.steps, route.keep, route.start, route.time) == ((), (0,), 1.0, 0)
     assert len(plan(Sampling(correctors=0), 0.1, 8.0).steps) == 100 + 10
-    assert plan(Sampling(levels=0), 0.1, 8.0).steps[0].drift == pytest.approx(0.15 * 0.1**2)
+    assert plan(Sampling(), 0.1, 8.0).steps[-1].drift == pytest.approx(0.15 * 0.1**2)
+
+
+@pytest.mark.parametrize(
+    ("how", "step", "warmup"),
+    [({}, 0.05, 100), ({"step": 0.02}, 0.02, 250), ({"ratio": 2.0}, 0.02, 250),
+     ({"warmup": 7}, 0.05, 7)],
+)  # fmt: skip
+def test_without_a_transient_the_guess_is_forgotten(how, step, warmup):
+    """By default in five relaxation times, by steps of 5 sigma^2."""
+    route = plan(Sampling(levels=0, **how), 0.1, 8.0)
+    assert [s.drift for s in route.steps] == pytest.approx([step] * warmup)
+    assert route.keep == (warmup,)
 
 
 def at_a_point(place, sigma):
@@ -518,6 +530,8 @@ def test_steps_are_tuned_before_the_first_draw_and_fixed_after_it():
     assert chains.numbers()["acceptance"].mean() == pytest.approx(0.574, abs=0.03)
     assert chains.tried == 200
     assert chains.size.item() > 100  # a thousand times too small, it was
+    late = 200 * chains.size.item() * langevin(1e-3).time
+    assert late < chains.time < 1.3 * late  # what was run, not what was asked for
     size = chains.size.clone()
     with seeded(0):
         chains.advance(langevin(1e-3), torch.zeros_like(chains.y))
@@ -673,6 +687,30 @@ def test_simulated_time_is_that_of_all_onsets(neutral):
         assert found.time_constants == pytest.approx(5 * onsets * once)
 
 
+def test_simulated_time_is_that_of_steps_as_they_were_tuned(precise, monkeypatch):
+    """On average over problems, of which each has a step of its own."""
+    guide, x = small(precise), precise.observations()[:2]
+    guide.sampling = Sampling(levels=3, warmup=40, step=0.02, correction="model", per_start=3)
+    sizes, metropolis = [], OutputChains._metropolis
+
+    def watched(chains, step, *rest):
+        sizes.append(chains.size.clone())
+        metropolis(chains, step, *rest)
+
+    monkeypatch.setattr(OutputChains, "_metropolis", watched)
+    monkeypatch.setattr("inference.guides.score_circuit.CELLS", 4 * 2 * guide.neurons)
+    found = guide.draw(x, draws=6, chains=5, seed=0).time_constants
+    route = plan(guide.sampling, *guide.noise)
+    still = [s for s in route.steps if s.stationary]
+    assert len(sizes) == 3 * len(still)  # ten onsets, four at a time
+    before = route.time - sum(s.time for s in still)
+    parts = [n * sum(float(size.mean()) for size in sizes[k * len(still) : (k + 1) * len(still)])
+             for k, n in enumerate((4, 4, 2))]  # fmt: skip
+    assert found == pytest.approx(10 * before + still[0].time * sum(parts))
+    assert found > 1.5 * 10 * route.time
+    assert not torch.allclose(sizes[-1][0], sizes[-1][1])
+
+
 def test_draws_are_independent_where_each_has_an_onset(neutral):
     guide, _ = neutral
     guide.sampling = Sampling(per_start=2)
@@ -727,6 +765,46 @@ def test_draws_depend_on_the_seed_alone(precise):
             assert all(torch.equal(v, theirs[n]) for n, v in mine.items())
         other = guide.draw(x, draws=3, chains=2, seed=2)
         assert not torch.equal(one.values["z"], other.values["z"])
+
+
+# ---------------------------------------------------------------------------------- one noise level
+
+
+class Perfect(SamplerOnlyRate):
+    """A circuit whose score is the model's own, at the one noise level that it knows."""
+
+    seen = None
+
+    def at(self, y, level, work=None):
+        """The gradient of log p(x, y)."""
+        with torch.enable_grad():
+            here = y.detach().requires_grad_()
+            height = self.latents.log_density(self.unwhiten(here, self.seen), self.seen)
+            return torch.autograd.grad(height.sum(), here)[0]
+
+
+def test_a_circuit_of_one_noise_level_leaves_the_linear_guess():
+    """log z of a Gamma posterior: off the guess, and skewed; with the default sampling."""
+    model = zoo.from_pyro(rate, float64(0.0, 2.0, 9.0))
+    guide, x, n = small(model, Perfect, noise=(0.05, 5.0)), model.observations(), 2000
+    guide.seen = x
+    guide.single_level.fill_(True)
+    mean, variance = (special.polygamma(k, 2 + x.numpy()) for k in (0, 1))
+    mean = mean - math.log(1.5)
+
+    def check():
+        tree = draw(model, guide, x, draws=n, chains=1, seed=0)
+        assert (METRICS["ess"].compute(tree, tree).value > 0.8 * n).all()
+        u = np.log(tree["posterior"]["r"].values[0])
+        within(u.mean(0), mean, u.std(0) / n**0.5)
+        squares = (u - mean) ** 2
+        within(squares.mean(0), variance, squares.std(0) / n**0.5)
+
+    check()
+    for short in (Sampling(warmup=0), Sampling(step=6e-5, warmup=10)):
+        guide.sampling = short
+        with pytest.raises(AssertionError, match="standard errors"):
+            check()
 
 
 # --------------------------------------------------------------------------------------- divergence

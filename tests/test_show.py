@@ -50,7 +50,7 @@ def test_unknown_names_are_a_key_error_that_suggests(table):
     assert table.get(wrong) is None
     with pytest.raises(KeyError):
         table[wrong]
-    with pytest.raises(BadInput, match=r"expected one of .* Did you mean") as raised:
+    with pytest.raises(BadInput, match=r"Did you mean .*\? Expected one of ") as raised:
         table[wrong]
     assert isinstance(raised.value, UnknownName)
     with pytest.raises(AttributeError, match="Did you mean"):
@@ -133,6 +133,9 @@ def test_a_fit_shows_how_it_ended():
     assert f"guide {last:.4g}" in text
     assert "<svg" in run._repr_html_()
     exact = inference.fit(model, model.exact(), seed=0)
+    assert "objective: ELBO" in repr(exact)
+    nothing = inference.NUTS(model)
+    assert "objective: none" in repr(inference.fit(model, nothing, seed=0))
     assert "steps: 0" in repr(exact)
     assert "<svg" not in exact._repr_html_()
 

@@ -174,11 +174,26 @@ def test_an_unnamed_metric_is_told_and_nothing_computed_is_no_praise():
         trees,
         diagnostics.compare_draws(trees, {"sliced_wasserstein": METRICS["sliced_wasserstein"]}),
     )
-    assert said["a"].startswith("above the floor in one metric, sliced W2 / sd: ")
+    assert said["a"].startswith("off by 0.")
+    assert said["a"].endswith("in one metric, sliced W2 / sd")
     said = verdicts(
         trees, diagnostics.compare_draws(trees, {"marginal_tv": METRICS["marginal_tv"]})
     )
     assert said["a"] == "cannot be judged: no metric could be computed"
+
+
+def test_a_tiny_error_beside_a_floor_without_noise_is_said_to_be_tiny():
+    """Exact guides have the evidence to the last digit: the floor's standard error is zero."""
+    dims = ("guide", "metric", "problem")
+    fields = {"value": [[[0.0, 0.0]], [[0.003, 0.003]]], "se": [[[0.0, 0.0]], [[1e-5, 1e-5]]]}
+    table = xarray.Dataset(
+        {n: (dims, np.array(v)) for n, v in fields.items()},
+        coords={"guide": ["exact", "a"], "metric": ["elbo_gap"], "ideal": ("metric", [0.0])},
+    )
+    table["floor"] = xarray.zeros_like(table.value)
+    table["reason"] = (dims[:2], np.array([[""], [""]]))
+    said = verdicts({"exact": None, "a": None}, table)["a"]
+    assert said.startswith("off by 0.003 from a floor of 0 in one metric, ")
 
 
 def test_labels_are_those_of_the_packed_columns():

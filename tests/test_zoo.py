@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from functools import cache
 
 import numpy as np
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -392,3 +393,16 @@ def test_discrete_latents_are_compared(entry, any_x):
     assert np.isfinite(found.value.sel(metric="marginal_tv")).all()
     table = diagnostics.summary(found)
     assert bool(table.at_floor.sel(guide="copy", metric="marginal_tv"))
+
+
+def test_a_forgotten_to_event_is_named():
+    def program(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    for rows in (2, 5):  # two rows of two would fit, by chance
+        with pytest.raises(
+            BadInput, match=r"^site 'z': .*plate 'data'; got size 2\..*\.to_event\(1\)"
+        ):
+            zoo.from_pyro(program, torch.zeros(rows, 2))

@@ -146,7 +146,7 @@ def test_noisy_or_predicts_the_findings():
         ("weights", {"weights": ((1.0,), (0.5,))}),
         ("weights", {"weights": ((-0.1,), (0.5,))}),
         ("leak", {"leak": (0.0,)}),
-        ("leak", {"leak": (math.nan,)}),
+        ("leak", {"leak": (1.5,)}),
     ],
 )
 def test_noisy_or_refuses_what_is_no_probability(name, knobs):

@@ -558,6 +558,12 @@ def test_poisson_coding_for_data_learns():
     assert (x < 9.0).all()
 
 
+def test_poisson_coding_for_data_keeps_its_pictures_where_they_fit():
+    assert PoissonCoding.for_data(torch.rand(20, 16)).image_shape == (4, 4)
+    assert PoissonCoding.for_data(torch.rand(20, 9), side=3).image_shape == (3, 3)
+    assert PoissonCoding.for_data(torch.rand(20, 9)).image_shape is None
+
+
 @pytest.mark.parametrize("latents", [3, 512])
 def test_poisson_coding_for_data_starts_with_cheap_spikes(latents):
     g = torch.Generator().manual_seed(0)

@@ -41,6 +41,7 @@ from .necker import Necker
 from .noisy_or import NoisyOr
 from .plaid_motion import PlaidMotion
 from .poisson_coding import PoissonCoding
+from .pretrained import PRETRAINED, Pretrained, pretrained
 from .product import Product
 from .quadrature import Quadrature
 from .rectified_coding import RectifiedCoding
@@ -62,6 +63,7 @@ from .two_stage import TwoStage
 
 __all__ = [
     "MODELS",
+    "PRETRAINED",
     "SLCP",
     "Banana",
     "BayesianMLP",
@@ -102,6 +104,7 @@ __all__ = [
     "Paper",
     "PlaidMotion",
     "PoissonCoding",
+    "Pretrained",
     "Product",
     "Quadrature",
     "RectifiedCoding",
@@ -121,6 +124,7 @@ __all__ = [
     "TwoStage",
     "data",
     "from_pyro",
+    "pretrained",
 ]
 
 MODELS: Table[type[Model]] = Table(

@@ -12,6 +12,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
+from inference.arguments import Count, Positive
 from inference.errors import BadInput, NoExactPosterior, lookup
 from inference.guide import check_counts, check_positive
 from inference.latents import Values
@@ -102,13 +103,13 @@ class BayesianMLP(Model):
 
     def __init__(
         self,
-        rows: int | None = None,
+        rows: Count | None = None,
         hidden: int | Sequence[int] = 16,
         *,
         data: Data | None = None,
         prior: str = "normal",
-        gain: float = 3.0,
-        rate: float = 1.0,
+        gain: Positive = 3.0,
+        rate: Positive = 1.0,
     ) -> None:
         super().__init__()
         layers = (hidden,) if isinstance(hidden, int) else tuple(hidden)

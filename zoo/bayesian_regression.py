@@ -7,6 +7,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from inference.arguments import Count, Index, Positive, Share
 from inference.errors import BadInput
 from inference.latents import Values
 from inference.observation import Observation
@@ -108,14 +109,14 @@ class BayesianRegression(Model):
 
     def __init__(
         self,
-        trials: int = 30,
-        inputs: int = 4,
+        trials: Count = 30,
+        inputs: Count = 4,
         *,
-        problems: int = 50,
-        alpha: float = 1.0,
-        noise: float = 1.0,
-        correlation: float = 0.9,
-        seed: int = 0,
+        problems: Count = 50,
+        alpha: Positive = 1.0,
+        noise: Positive = 1.0,
+        correlation: Share = 0.9,
+        seed: Index = 0,
     ) -> None:
         super().__init__()
         self.register_buffer("alpha", torch.tensor(alpha))

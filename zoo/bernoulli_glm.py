@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.nn.functional import softplus
 
+from inference.arguments import Positive
 from inference.latents import Values
 from inference.observation import Observation, size
 
@@ -90,7 +91,7 @@ class BernoulliGLM(Model):
     design: Tensor
     precision: Tensor
 
-    def __init__(self, *, spread: float = 1.0) -> None:
+    def __init__(self, *, spread: Positive = 1.0) -> None:
         super().__init__()
         # the benchmark's own stimulus; a generator of its own, so no global seed is touched
         stimulus = np.random.RandomState(42).randn(STEPS)

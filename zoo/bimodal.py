@@ -9,6 +9,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
+from inference.arguments import Index, Positive
 from inference.latents import Values
 
 from .model import Paper
@@ -52,7 +53,7 @@ class Bimodal(Target):
     means: Tensor
     scale: Tensor
 
-    def __init__(self, weights: Sequence[float] = (0.2, 0.8), *, seed: int = 0) -> None:
+    def __init__(self, weights: Sequence[Positive] = (0.2, 0.8), *, seed: Index = 0) -> None:
         super().__init__()
         self.register_buffer("weights", torch.tensor(weights) / sum(weights))
         self.register_buffer("means", torch.tensor([-1.0, 1.0]))

@@ -7,6 +7,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from inference.arguments import Positive, Probability
 from inference.latents import Values
 from inference.observation import Observation, size
 
@@ -65,11 +66,11 @@ class CausalInference(Model):
 
     def __init__(
         self,
-        common: float = 0.5,
+        common: Probability = 0.5,
         *,
-        spread: float = 10.0,
-        visual_noise: float = 2.0,
-        auditory_noise: float = 8.0,
+        spread: Positive = 10.0,
+        visual_noise: Positive = 2.0,
+        auditory_noise: Positive = 8.0,
         place: float = 4.0,
     ) -> None:
         super().__init__()

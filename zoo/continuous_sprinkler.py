@@ -7,6 +7,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from inference.arguments import Index
 from inference.errors import BadInput
 from inference.latents import Values
 from inference.observation import Observation, size
@@ -47,7 +48,7 @@ class ContinuousSprinkler(Model):
     prior_scale: Tensor
     base: Tensor
 
-    def __init__(self, *, seed: int = 0) -> None:
+    def __init__(self, *, seed: Index = 0) -> None:
         super().__init__()
         self.register_buffer("prior_scale", torch.tensor([2.0, 2.0]).sqrt())
         self.register_buffer("base", torch.tensor(3.0))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
+from inference.arguments import Index, Positive
 from inference.latents import Values
 from inference.observation import Observation, size
 
@@ -71,7 +72,9 @@ class EightSchools(Model):
     mu_scale: Tensor
     errors: Tensor
 
-    def __init__(self, *, tau_scale: float = 5.0, mu_scale: float = 5.0, seed: int = 0) -> None:
+    def __init__(
+        self, *, tau_scale: Positive = 5.0, mu_scale: Positive = 5.0, seed: Index = 0
+    ) -> None:
         super().__init__()
         self.register_buffer("tau_scale", torch.tensor(tau_scale))
         self.register_buffer("mu_scale", torch.tensor(mu_scale))

@@ -12,13 +12,13 @@ from torch.distributions import Categorical
 
 from inference.errors import Incompatible
 from inference.guide import Draws, Guide, check_counts
-from inference.latents import MAX_ROWS, ModelLike, Site, Values
+from inference.latents import MAX_ROWS, Latents, ModelLike, Site, Values
 from inference.objectives.elbo import ELBO
 from inference.observation import Observation, parts
 from inference.packed import PackedGuide
 from inference.seeds import seeded
 
-__all__ = ["ClosedForm", "Enumerated", "values_of"]
+__all__ = ["ClosedForm", "Enumerated", "refuse_mixed", "values_of"]
 
 MAX_STATES = 1 << 20
 
@@ -45,6 +45,9 @@ class ClosedForm(PackedGuide):
 class Enumerated(Guide):
     """The posterior over all joint states of finite discrete latents.
 
+    Where other latents are continuous, sum the discrete ones out of the program, and use
+    :class:`Quadrature` for the rest.
+
     Args:
         model: latents are booleans, bounded integers or counts.
         bound: largest value of counts, which are cut there; needed where there are any.
@@ -58,6 +61,7 @@ class Enumerated(Guide):
 
     def __init__(self, model: ModelLike, *, bound: int | None = None) -> None:
         super().__init__(model, bound=bound)
+        refuse_mixed(self.latents)
         sites = self.latents.sites
         choices = [v for s in sites for v in [values_of(s, bound)] * s.shape.numel()]
         count = 1
@@ -137,6 +141,22 @@ class Enumerated(Guide):
             pick = table.sample(torch.Size([chains, draws]))
             values = {n: self._states(n)[pick] for n in self.latents.names}
             return Draws(values, {"log_q": table.log_prob(pick)})
+
+
+def refuse_mixed(latents: Latents) -> None:
+    """Raise :class:`Incompatible` if some latents are discrete and some continuous."""
+    counted = [s.name for s in latents.sites if s.discrete]
+    others = [s.name for s in latents.sites if not s.discrete]
+    if counted and others:
+        raise Incompatible(
+            "model",
+            expected="latents that are all discrete (zoo.Enumerated) or all continuous "
+            "(zoo.Quadrature, inference.NUTS)",
+            got=f"discrete {counted} and continuous {others}",
+            fix=f"Sum {counted} out of the program, with dist.MixtureSameFamily or a logsumexp, "
+            f"and use Quadrature or NUTS for {others}; or zoo.SwitchingPosterior, where a state "
+            "chooses among linear Gaussians.",
+        )
 
 
 def _base(site: Site) -> object:

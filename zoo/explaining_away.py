@@ -7,6 +7,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from inference.arguments import Count, Index, Positive
 from inference.latents import Values
 from inference.observation import Observation, size
 
@@ -53,7 +54,7 @@ class ExplainingAway(Model):
 
     scale: Tensor
 
-    def __init__(self, latents: int = 5, *, noise: float = 0.3, seed: int = 0) -> None:
+    def __init__(self, latents: Count = 5, *, noise: Positive = 0.3, seed: Index = 0) -> None:
         super().__init__()
         self.latent_size = latents
         self.register_buffer("scale", torch.tensor(noise))

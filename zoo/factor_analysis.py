@@ -10,6 +10,7 @@ import torch
 from pyro.nn import PyroParam
 from torch import Tensor, nn
 
+from inference.arguments import Count, Index, Positive
 from inference.errors import BadInput
 from inference.latents import Values
 from inference.observation import Observation, size
@@ -62,12 +63,12 @@ class FactorAnalysis(Model):
 
     def __init__(
         self,
-        features: int = 20,
-        latents: int = 8,
+        features: Count = 20,
+        latents: Count = 8,
         *,
         noise: str = "diagonal",
-        noise_floor: float = NOISE_FLOOR,
-        seed: int = 0,
+        noise_floor: Positive = NOISE_FLOOR,
+        seed: Index = 0,
     ) -> None:
         super().__init__()
         sizes = {"diagonal": [features], "isotropic": []}

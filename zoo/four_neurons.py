@@ -11,6 +11,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
+from inference.arguments import Index, Positive
 from inference.observation import Observation, size
 
 from .exact import ClosedForm
@@ -76,7 +77,7 @@ class FourNeurons(Model):
     spread: Tensor
     scale: Tensor
 
-    def __init__(self, *, lateral: float = 1.5, noise: float = 0.3, seed: int = 0) -> None:
+    def __init__(self, *, lateral: float = 1.5, noise: Positive = 0.3, seed: Index = 0) -> None:
         super().__init__()
         self.register_buffer("means", torch.tensor([0.8, -0.6, lateral]))
         self.register_buffer("sds", torch.tensor([0.5, 0.4, 0.7]))

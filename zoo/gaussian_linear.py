@@ -7,6 +7,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from inference.arguments import Positive
 from inference.latents import Values
 from inference.observation import Observation, size
 
@@ -46,7 +47,7 @@ class GaussianLinear(Model):
     prior_scale: Tensor
     scale: Tensor
 
-    def __init__(self, *, prior: float = 0.1, noise: float = 0.1) -> None:
+    def __init__(self, *, prior: Positive = 0.1, noise: Positive = 0.1) -> None:
         super().__init__()
         self.register_buffer("prior_scale", torch.tensor(prior).sqrt())
         self.register_buffer("scale", torch.tensor(noise).sqrt())

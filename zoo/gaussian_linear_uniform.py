@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent
 
+from inference.arguments import Positive
 from inference.latents import Values
 from inference.observation import Observation, size
 
@@ -49,7 +50,7 @@ class GaussianLinearUniform(Model):
 
     scale: Tensor
 
-    def __init__(self, *, noise: float = 0.1, bound: float = 1.0) -> None:
+    def __init__(self, *, noise: Positive = 0.1, bound: Positive = 1.0) -> None:
         super().__init__()
         self.bound = bound
         self.register_buffer("scale", torch.tensor(noise).sqrt())

@@ -9,6 +9,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from inference.arguments import Count, Index, Positive
 from inference.latents import Values
 from inference.observation import Observation, size
 
@@ -61,13 +62,13 @@ class GaussianMixtureLatents(Model):
 
     def __init__(
         self,
-        weights: Sequence[float] = (0.6, 0.25, 0.15),
+        weights: Sequence[Positive] = (0.6, 0.25, 0.15),
         *,
-        latents: int = 3,
-        features: int = 2,
-        noise: float = 0.8,
-        spread: float = 2.5,
-        seed: int = 0,
+        latents: Count = 3,
+        features: Count = 2,
+        noise: Positive = 0.8,
+        spread: Positive = 2.5,
+        seed: Index = 0,
     ) -> None:
         super().__init__()
         g = torch.Generator().manual_seed(seed)

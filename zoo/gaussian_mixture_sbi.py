@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, Distribution, Independent, MixtureSameFamily
 
+from inference.arguments import Positive
 from inference.latents import Values
 from inference.observation import Observation, size
 
@@ -50,7 +51,9 @@ class GaussianMixtureSBI(Model):
 
     scales: Tensor
 
-    def __init__(self, *, noise: tuple[float, float] = (1.0, 0.1), bound: float = 10.0) -> None:
+    def __init__(
+        self, *, noise: tuple[Positive, Positive] = (1.0, 0.1), bound: Positive = 10.0
+    ) -> None:
         super().__init__()
         self.bound = bound
         self.register_buffer("scales", torch.tensor(noise))

@@ -9,6 +9,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from inference.arguments import Count, Index, Positive
 from inference.errors import BadInput
 from inference.latents import Values
 from inference.observation import Observation, size
@@ -75,14 +76,14 @@ class GaussianVideo(Model):
         self,
         coefficients: Sequence[float] = (1.6, -0.66),
         *,
-        steps: int = 10,
-        side: int = 6,
-        width: float = 1.2,
-        innovation: float = 0.2,
-        start: float = 0.3,
-        noise: float = 0.5,
-        occluded: Sequence[int] = (4, 5, 6),
-        seed: int = 0,
+        steps: Count = 10,
+        side: Count = 6,
+        width: Positive = 1.2,
+        innovation: Positive = 0.2,
+        start: Positive = 0.3,
+        noise: Positive = 0.5,
+        occluded: Sequence[Index] = (4, 5, 6),
+        seed: Index = 0,
     ) -> None:
         super().__init__()
         if not set(occluded) <= set(range(steps)):

@@ -7,6 +7,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from inference.arguments import Count, Index, Positive, Probability
 from inference.latents import Values
 from inference.observation import Observation, size
 
@@ -56,12 +57,12 @@ class HiddenMarkov(Model):
 
     def __init__(
         self,
-        steps: int = 12,
-        states: int = 3,
+        steps: Count = 12,
+        states: Count = 3,
         *,
-        stay: float = 0.8,
-        noise: float = 0.8,
-        seed: int = 0,
+        stay: Probability = 0.8,
+        noise: Positive = 0.8,
+        seed: Index = 0,
     ) -> None:
         super().__init__()
         self.steps = steps

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.special import scaled_modified_bessel_k0, scaled_modified_bessel_k1
 
+from inference.arguments import Index, Positive
 from inference.errors import BadInput
 
 from .model import Paper
@@ -65,7 +66,7 @@ class LaplaceMixture(Target):
     correlation: Tensor
 
     def __init__(
-        self, weights: Sequence[float] = (0.2, 0.8), *, correlation: float = 0.9, seed: int = 0
+        self, weights: Sequence[Positive] = (0.2, 0.8), *, correlation: float = 0.9, seed: Index = 0
     ) -> None:
         super().__init__()
         if not -1 < correlation < 1:

@@ -9,6 +9,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from inference.arguments import Count, Index, Positive
 from inference.errors import BadInput
 from inference.guide import check_counts
 from inference.latents import Values
@@ -73,12 +74,12 @@ class LayeredGaussian(Model):
 
     def __init__(
         self,
-        latents: Sequence[int] = (2, 3),
-        features: int = 5,
+        latents: Sequence[Count] = (2, 3),
+        features: Count = 5,
         *,
-        noise: float = 0.4,
-        inner_noise: float = 0.6,
-        seed: int = 0,
+        noise: Positive = 0.4,
+        inner_noise: Positive = 0.6,
+        seed: Index = 0,
     ) -> None:
         super().__init__()
         if len(latents) != 2:

@@ -7,6 +7,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from inference.arguments import Count, Index, Positive, Share
 from inference.guide import Guide
 from inference.latents import Values
 from inference.observation import Observation
@@ -72,13 +73,13 @@ class LogisticRegression(Model):
 
     def __init__(
         self,
-        trials: int = 12,
-        inputs: int = 3,
+        trials: Count = 12,
+        inputs: Count = 3,
         *,
-        problems: int = 10,
-        alpha: float = 1.0,
-        correlation: float = 0.9,
-        seed: int = 0,
+        problems: Count = 10,
+        alpha: Positive = 1.0,
+        correlation: Share = 0.9,
+        seed: Index = 0,
     ) -> None:
         super().__init__()
         self.register_buffer("alpha", torch.tensor(alpha))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -251,7 +252,8 @@ def from_pyro(
         dims: names of each site's axes after the problem axis.
 
     Raises:
-        BadInput: x is not finite, or not a tensor.
+        BadInput: x is not finite, or not a tensor; a site has axes that are neither a plate nor
+            an event.
         Incompatible: no latent or not one observed site; latents both inside and outside the plate
             "data"; a structure that changes from call to call; parameters made with `pyro.param`.
 
@@ -278,4 +280,24 @@ def from_pyro(
             got="a pyro.param statement",
             fix="Make the program a PyroModule with PyroParam attributes.",
         ) from error
+    except ValueError as error:
+        _explain_shape(error)
+        raise
     return model
+
+
+def _explain_shape(error: ValueError) -> None:
+    """Raise :class:`BadInput` in place of Pyro's error for an axis that belongs to no plate."""
+    pattern = r"Shape mismatch inside plate\('(.+?)'\) at site (\S+) dim (-?\d+), (\d+) vs (\d+)"
+    found = re.match(pattern, str(error))
+    if not found:
+        return
+    plate, site, dim, rows, size = found.groups()
+    raise BadInput(
+        f"site {site!r}",
+        expected=f"size {rows} along dim {dim}, that of the plate {plate!r}",
+        got=f"size {size}",
+        fix=f"If that axis is part of one value of {site!r}, end its distribution with "
+        f".to_event(1), as in dist.Normal(zeros({size}), 1.0).to_event(1); if its entries are "
+        "independent, put it into a plate of its own, and give both plates a dim.",
+    ) from error

@@ -10,6 +10,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from inference.arguments import Count, Index, Positive, Probability
 from inference.latents import Values
 from inference.observation import Observation, size
 
@@ -68,14 +69,14 @@ class MovingBall(Model):
 
     def __init__(
         self,
-        side: int = 8,
+        side: Count = 8,
         *,
-        steps: int = 10,
-        flip: float = 0.1,
-        width: float = 0.6,
-        noise: float = 0.5,
-        occluder: Sequence[int] | None = None,
-        seed: int = 0,
+        steps: Count = 10,
+        flip: Probability = 0.1,
+        width: Positive = 0.6,
+        noise: Positive = 0.5,
+        occluder: Sequence[Index] | None = None,
+        seed: Index = 0,
     ) -> None:
         super().__init__()
         middle = (side // 2 - 1, side // 2)

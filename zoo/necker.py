@@ -9,6 +9,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import Categorical, constraints
 
+from inference.arguments import Index, Positive
 from inference.latents import Values
 from inference.observation import Observation, size
 
@@ -103,7 +104,7 @@ class Necker(Model):
     gain: Tensor
     face: Tensor
 
-    def __init__(self, coupling: float = 0.8, *, gain: float = 0.3, seed: int = 0) -> None:
+    def __init__(self, coupling: float = 0.8, *, gain: Positive = 0.3, seed: Index = 0) -> None:
         super().__init__()
         corners = torch.cartesian_prod(*[torch.arange(2.0)] * 3)  # the first coordinate is depth
         edges = (corners[:, None] - corners).abs().sum(-1) == 1

@@ -10,6 +10,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from inference.arguments import Count, Index
 from inference.errors import BadInput
 from inference.latents import Values
 from inference.observation import Observation, size
@@ -74,13 +75,13 @@ class NoisyOr(Model):
 
     def __init__(
         self,
-        causes: int = 6,
-        findings: int = 5,
+        causes: Count = 6,
+        findings: Count = 5,
         *,
         prior: Sequence[float] | None = None,
         weights: Sequence[Sequence[float]] | None = None,
         leak: Sequence[float] | None = None,
-        seed: int = 0,
+        seed: Index = 0,
     ) -> None:
         super().__init__()
         g = torch.Generator().manual_seed(seed)

@@ -9,6 +9,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from inference.arguments import Count, Index, Positive, Probability
 from inference.latents import Values
 from inference.observation import Observation, size
 
@@ -74,14 +75,14 @@ class PlaidMotion(Model):
 
     def __init__(
         self,
-        transparent: float = 0.3,
+        transparent: Probability = 0.3,
         *,
         angles: tuple[float, float] = (20.0, 50.0),
-        contrasts: tuple[float, float] = (1.0, 0.5),
-        slow: float = 1.0,
-        noise: float = 0.2,
-        measurements: int = 2,
-        seed: int = 0,
+        contrasts: tuple[Positive, Positive] = (1.0, 0.5),
+        slow: Positive = 1.0,
+        noise: Positive = 0.2,
+        measurements: Count = 2,
+        seed: Index = 0,
     ) -> None:
         super().__init__()
         theta = torch.tensor(angles) * math.pi / 180

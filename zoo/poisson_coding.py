@@ -13,6 +13,7 @@ import torch
 from pyro.nn import PyroParam
 from torch import Tensor, nn
 
+from inference.arguments import Count, Index, Positive
 from inference.guide import Guide
 from inference.latents import Values
 from inference.observation import Observation, size
@@ -74,14 +75,14 @@ class PoissonCoding(Model):
 
     def __init__(
         self,
-        latents: int = 3,
+        latents: Count = 3,
         *,
-        side: int = 4,
-        hidden: Sequence[int] = (),
-        noise: float = 0.5,
-        noise_floor: float = 1e-4,
-        bound: int | None = None,
-        seed: int = 0,
+        side: Count = 4,
+        hidden: Sequence[Count] = (),
+        noise: Positive = 0.5,
+        noise_floor: Positive = 1e-4,
+        bound: Count | None = None,
+        seed: Index = 0,
     ) -> None:
         super().__init__()
         self.bound, self.image_shape = bound, (side, side)
@@ -110,7 +111,10 @@ class PoissonCoding(Model):
         g = torch.Generator().manual_seed(seed)
         uneven = SPREAD * (2 * torch.rand(len(model.log_rate), generator=g) - 1)
         model.log_rate = nn.Parameter(uneven - uneven.logsumexp(0) + math.log(SPIKES))
-        return model.belonging_to(x)
+        shape = model.image_shape
+        model = model.belonging_to(x)
+        model.image_shape = shape if shape and math.prod(shape) == x.shape[1] else None
+        return model
 
     def forward(self, x: Observation | None = None) -> Tensor:
         """The generative process."""

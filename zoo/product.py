@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 
+from inference.arguments import Index, Positive
 from inference.latents import Values
 from inference.observation import Observation, size
 
@@ -48,7 +49,7 @@ class Product(Model):
 
     scale: Tensor
 
-    def __init__(self, *, noise: float = 0.2, seed: int = 0) -> None:
+    def __init__(self, *, noise: Positive = 0.2, seed: Index = 0) -> None:
         super().__init__()
         self.register_buffer("scale", torch.tensor(noise))
         known = torch.tensor([[1.0], [2.0], [0.0], [-0.5]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -9,13 +10,17 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-from inference.errors import BadInput, Incompatible
+from inference.errors import BadInput, ExactWarning, Incompatible
+from inference.guide import Draws
 from inference.latents import Latents, ModelLike
 from inference.objectives.elbo import ELBO
 from inference.observation import Observation, take
 from inference.packed import PackedGuide
+from inference.show import title_of
 
-__all__ = ["GridPosterior", "Quadrature"]
+from .exact import refuse_mixed
+
+__all__ = ["LARGE_ERROR", "GridPosterior", "Quadrature"]
 
 FINE = {1: 1025, 2: 129, 3: 49}  # points per axis; odd, so that every second one is a grid too
 COARSE = {1: 257, 2: 65, 3: 25}
@@ -23,6 +28,7 @@ DROP = 20.0  # nats below the peak that still count: what is left out weighs abo
 START = 12.0  # half-width of the first box, in prior scales
 ROUNDS = 30
 _Shape = torch.Size | list[int] | tuple[int, ...]
+LARGE_ERROR = 0.05  # posterior sds: three standard errors of a mean of the usual 4,000 draws
 SWEEPS = 4  # Metropolis steps from the interpolated grid to the posterior itself
 
 
@@ -33,6 +39,11 @@ class Quadrature(PackedGuide):
     could reach within 20 nats of the peak, and grows where such a cell is at its edge. Draws come
     from the multilinear interpolation of the grid and then take four independence Metropolis steps
     on the posterior itself, which removes the interpolation error.
+
+    A grid is for smooth densities. A kink or a step of the likelihood in a latent, such as the time
+    of a change of rate, costs an error that falls with the step of the grid only, and that `error`
+    states. Draws warn where a mean or an sd is uncertain by more than 0.05 posterior sds: once,
+    and again only for an x whose error is twice as large.
 
     Args:
         model: one to three continuous latents in all.
@@ -54,7 +65,11 @@ class Quadrature(PackedGuide):
         points: int | None = None,
         bounds: Sequence[tuple[float, float]] | None = None,
     ) -> None:
-        super().__init__(model, points=points, bounds=bounds)
+        try:
+            super().__init__(model, points=points, bounds=bounds)
+        except Incompatible:
+            refuse_mixed(self.latents)
+            raise
         d = self.latents.size
         if d not in FINE:
             raise Incompatible(
@@ -71,6 +86,7 @@ class Quadrature(PackedGuide):
                 "bounds", expected=f"{d} pairs (low, high)", got=str(len(bounds)), fix="One each."
             )
         self.bounds = bounds
+        self.warned_of = 0.0  # the largest error that was told
 
     def distribution(self, x: Observation) -> GridPosterior:
         """The gridded posterior: batch (B,), event (D,)."""
@@ -90,6 +106,34 @@ class Quadrature(PackedGuide):
         """
         with torch.no_grad():
             return self.distribution(x).error()
+
+    def told(self, u: Tensor, q: Distribution) -> Draws:
+        """Packed draws (chains, draws, B, D) as latents; warns where the grid is too coarse."""
+        if isinstance(q, GridPosterior):
+            self._warn(q)
+        return super().told(u, q)
+
+    def _warn(self, grid: GridPosterior) -> None:
+        """Costs a few percent of the grid, whose densities are known."""
+        error = grid.error()
+        moves = torch.maximum(error["mean"], error["sd"]).nan_to_num(nan=torch.inf)
+        worst = float(moves.max())  # NaN: all mass is on one node
+        if worst <= max(LARGE_ERROR, 2 * self.warned_of):
+            return
+        self.warned_of = worst
+        bad = int((moves > LARGE_ERROR).sum())
+        warnings.warn(
+            f"{title_of(self.model)}: the posterior on a grid is not exact here. Without every "
+            f"second point a mean or sd moves by up to {worst:.2g} posterior sds, and by more than "
+            f"{LARGE_ERROR} in {bad} of {len(moves)} problems. The likelihood is likely to have a "
+            "kink or a step in a latent; else the posterior is too narrow for the grid. Try "
+            f"zoo.Quadrature(model, points={2 * self.points - 1}), or a closer box with bounds=. "
+            "Where error(x) does not fall enough: zoo.TwoStage, if the other latents have a closed "
+            "form; for a kink, reference=inference.NUTS(model), which is blind to steps; or draws "
+            "of a sampler of your own, zoo.StoredDraws.",
+            ExactWarning,
+            stacklevel=4,
+        )
 
     def _fixed_box(self, x: Observation) -> tuple[Tensor, Tensor]:
         b = self.latents.problems(x)

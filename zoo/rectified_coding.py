@@ -11,6 +11,7 @@ from pyro.nn import PyroParam
 from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, Independent, MixtureSameFamily
 
+from inference.arguments import Count, Index, Positive
 from inference.errors import NoExactPosterior
 from inference.guide import Guide
 from inference.latents import Values
@@ -68,12 +69,12 @@ class RectifiedCoding(Model):
 
     def __init__(
         self,
-        latents: int = 2,
+        latents: Count = 2,
         *,
-        side: int = 4,
-        noise: float = 0.5,
-        noise_floor: float = 1e-4,
-        seed: int = 0,
+        side: Count = 4,
+        noise: Positive = 0.5,
+        noise_floor: Positive = 1e-4,
+        seed: Index = 0,
     ) -> None:
         super().__init__()
         self.image_shape = (side, side)

@@ -10,6 +10,7 @@ import torch
 from pyro.nn import PyroParam
 from torch import Tensor, nn
 
+from inference.arguments import Count, Index, Positive
 from inference.errors import NoExactPosterior
 from inference.guide import check_counts
 from inference.latents import Values
@@ -71,14 +72,14 @@ class RecurrentGenerator(Model):
 
     def __init__(
         self,
-        latents: int = 2,
+        latents: Count = 2,
         *,
-        units: int = 32,
-        steps: int = 4,
-        rate: float = 0.5,
-        features: int = 6,
-        noise: float = 0.5,
-        seed: int = 0,
+        units: Count = 32,
+        steps: Count = 4,
+        rate: Positive = 0.5,
+        features: Count = 6,
+        noise: Positive = 0.5,
+        seed: Index = 0,
     ) -> None:
         super().__init__()
         check_counts(latents=latents, units=units, steps=steps, features=features)

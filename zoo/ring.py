@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 from torch.special import log_ndtr
 
+from inference.arguments import Index, Positive
 from inference.latents import Values
 from inference.observation import Observation, size
 
@@ -56,7 +57,7 @@ class Ring(Model):
 
     scale: Tensor
 
-    def __init__(self, *, noise: float = 0.5, seed: int = 0) -> None:
+    def __init__(self, *, noise: Positive = 0.5, seed: Index = 0) -> None:
         super().__init__()
         self.register_buffer("scale", torch.tensor(noise))
         known = torch.tensor([[3.0], [1.0], [0.0], [6.0], [12.0]])

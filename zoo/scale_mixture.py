@@ -11,6 +11,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import Distribution, MultivariateNormal, constraints
 
+from inference.arguments import Count, Index, Positive
 from inference.latents import Values
 from inference.observation import Observation, size
 
@@ -75,7 +76,7 @@ class ScaleMixture(Model):
     log_contrast: Tensor
 
     def __init__(
-        self, latents: int = 5, *, noise: float = 0.2, spread: float = 0.6, seed: int = 0
+        self, latents: Count = 5, *, noise: Positive = 0.2, spread: Positive = 0.6, seed: Index = 0
     ) -> None:
         super().__init__()
         features, tril = _patterns(latents, seed)
@@ -199,7 +200,7 @@ class ObservedContrast(Model):
     tril: Tensor
     scale: Tensor
 
-    def __init__(self, latents: int = 5, *, noise: float = 0.2, seed: int = 0) -> None:
+    def __init__(self, latents: Count = 5, *, noise: Positive = 0.2, seed: Index = 0) -> None:
         super().__init__()
         features, tril = _patterns(latents, seed)
         self.register_buffer("features", features)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, ReshapeTransform, constraints
 
+from inference.arguments import NonNegative
 from inference.latents import Values
 from inference.objectives.elbo import ELBO
 from inference.observation import Observation, size
@@ -59,7 +60,7 @@ class SLCP(Model):
 
     jitter: Tensor
 
-    def __init__(self, *, jitter: float = 1e-6) -> None:
+    def __init__(self, *, jitter: NonNegative = 1e-6) -> None:
         super().__init__()
         self.register_buffer("jitter", torch.tensor(jitter))
         self.keep(published("slcp"))

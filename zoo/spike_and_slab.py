@@ -7,6 +7,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from inference.arguments import Count, Index, Positive, Probability
 from inference.errors import BadInput
 from inference.latents import Values
 from inference.observation import Observation, size
@@ -65,13 +66,13 @@ class SpikeAndSlab(Model):
 
     def __init__(
         self,
-        latents: int = 6,
+        latents: Count = 6,
         *,
-        noise: float = 0.2,
-        present: float = 0.25,
-        spike: float = 0.1,
-        slab: float = 1.0,
-        seed: int = 0,
+        noise: Positive = 0.2,
+        present: Probability = 0.25,
+        spike: Positive = 0.1,
+        slab: Positive = 1.0,
+        seed: Index = 0,
     ) -> None:
         super().__init__()
         if latents > MOST:

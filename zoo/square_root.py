@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 from torch.nn.functional import logsigmoid
 
+from inference.arguments import Index, Positive
 from inference.latents import Values
 from inference.observation import Observation, size
 
@@ -55,7 +56,7 @@ class SquareRoot(Model):
     centre: Tensor
     scale: Tensor
 
-    def __init__(self, *, centre: float = 0.3, noise: float = 0.3, seed: int = 0) -> None:
+    def __init__(self, *, centre: float = 0.3, noise: Positive = 0.3, seed: Index = 0) -> None:
         super().__init__()
         self.register_buffer("centre", torch.tensor([centre]))
         self.register_buffer("scale", torch.tensor(noise))

@@ -9,6 +9,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from inference.arguments import Count, Index, Positive
 from inference.latents import Values
 from inference.observation import Observation, size
 
@@ -103,11 +104,11 @@ class StateSpace(Model):
         self,
         coefficients: Sequence[float] = (0.9,),
         *,
-        steps: int = 20,
-        innovation_variance: float = 0.19,
-        noise_variance: float = 0.5,
-        start_variance: float = 1.0,
-        seed: int = 0,
+        steps: Count = 20,
+        innovation_variance: Positive = 0.19,
+        noise_variance: Positive = 0.5,
+        start_variance: Positive = 1.0,
+        seed: Index = 0,
     ) -> None:
         super().__init__()
         variance = torch.tensor([start_variance] + [innovation_variance] * (steps - 1))

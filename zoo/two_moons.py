@@ -12,6 +12,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
+from inference.arguments import Positive
 from inference.errors import BadInput
 from inference.latents import Values
 from inference.objectives.elbo import ELBO
@@ -110,7 +111,7 @@ class TwoMoons(Model):
     radius: Tensor
     width: Tensor
 
-    def __init__(self, *, radius: float = 0.1, width: float = 0.01) -> None:
+    def __init__(self, *, radius: Positive = 0.1, width: Positive = 0.01) -> None:
         super().__init__()
         if not 0 < 6 * width <= radius:
             raise BadInput(

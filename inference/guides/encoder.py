@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
 from torch.nn.functional import softplus
 
+from ..arguments import Count, Index
 from ..latents import Latents, ModelLike
 from ..noise import CorrelatedNoise, PrivateNoise
 from ..objectives.elbo import ELBO
@@ -52,7 +53,7 @@ class Encoder(Units):
         for layer in (self.linear, self.deep[-1]):
             for parameter in layer.parameters():
                 nn.init.zeros_(parameter)
-        self.to(features.dtype)
+        self.to(features)
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, F) to (B, outputs)."""
@@ -83,7 +84,7 @@ class MeanFieldEncoder(PrivateNoise):
     objective = ELBO
 
     def __init__(
-        self, model: ModelLike, *, hidden: tuple[int, ...] = (64, 64), seed: int = 0
+        self, model: ModelLike, *, hidden: tuple[Count, ...] = (64, 64), seed: Index = 0
     ) -> None:
         super().__init__(model, hidden=hidden, seed=seed)
         self.encoder = Encoder(self.latents, 2 * self.latents.size, hidden, seed)
@@ -110,7 +111,7 @@ class FullCovarianceEncoder(CorrelatedNoise):
     objective = ELBO
 
     def __init__(
-        self, model: ModelLike, *, hidden: tuple[int, ...] = (64, 64), seed: int = 0
+        self, model: ModelLike, *, hidden: tuple[Count, ...] = (64, 64), seed: Index = 0
     ) -> None:
         super().__init__(model, hidden=hidden, seed=seed)
         d = self.latents.size

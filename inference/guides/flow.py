@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Transform, TransformedDistribution, constraints
 
+from ..arguments import Count, Index
 from ..latents import ModelLike
 from ..objectives.forward_kl import ForwardKL
 from ..observation import Observation, flatten
@@ -46,10 +47,10 @@ class Flow(PackedGuide):
         self,
         model: ModelLike,
         *,
-        transforms: int = 3,
-        hidden: tuple[int, ...] = (64, 64),
-        bins: int = 8,
-        seed: int = 0,
+        transforms: Count = 3,
+        hidden: tuple[Count, ...] = (64, 64),
+        bins: Count = 8,
+        seed: Index = 0,
     ) -> None:
         super().__init__(model, transforms=transforms, hidden=hidden, bins=bins, seed=seed)
         d = self.latents.size
@@ -59,7 +60,7 @@ class Flow(PackedGuide):
         sizes = {"transforms": transforms, "bins": bins, "hidden_features": hidden}
         with seeded(seed):
             self.flow = _spline_flow()(d, features, **sizes, **couple)
-        self.flow.to(self.encoder.x_loc.dtype)
+        self.flow.to(self.encoder.x_loc)
 
     def distribution(self, x: Observation) -> Distribution:
         """Transformed spline flow: batch (B,), event (D,)."""

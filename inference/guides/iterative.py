@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 from torch.distributions import Distribution
 
+from ..arguments import Index, NonNegative, Positive
 from ..beliefs import Moment, State
 from ..coding import Reader
 from ..errors import lookup
@@ -92,10 +93,10 @@ class Iterative(Guide):
         mode: str = "fixed",
         signal: str = "rates",
         self_inhibition: bool = True,
-        steps: int = 1000,
-        training_steps: int = 16,
-        beta: float = 1.0,
-        step: float = 1.0,
+        steps: Index = 1000,
+        training_steps: Index = 16,
+        beta: NonNegative = 1.0,
+        step: Positive = 1.0,
         learn_step: bool = False,
         cautious: bool = True,
     ) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Poisson
 
+from ..arguments import Positive
 from ..beliefs import Moment, State
 from ..latents import ModelLike
 from ..relaxed_poisson import RelaxedPoisson
@@ -66,7 +67,7 @@ class IterativePoisson(Iterative):
 
     family = Poisson
 
-    def __init__(self, model: ModelLike, *, ceiling: float = CEILING, **knobs: Any) -> None:
+    def __init__(self, model: ModelLike, *, ceiling: Positive = CEILING, **knobs: Any) -> None:
         super().__init__(model, **knobs)
         self.knobs["ceiling"] = self.ceiling = ceiling
         learned = not self.exact_self

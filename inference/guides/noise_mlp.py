@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..arguments import Count, Index
 from ..critic import perceptron
 from ..latents import ModelLike
-from ..recognition import Recognition
+from ..recognition import Recognition, Temperature
 
 __all__ = ["NoiseMLP"]
 
@@ -36,10 +37,10 @@ class NoiseMLP(Recognition):
         self,
         model: ModelLike,
         *,
-        noises: int | None = None,
-        hidden: tuple[int, ...] = (64, 64),
-        temperature: float = 0.5,
-        seed: int = 0,
+        noises: Count | None = None,
+        hidden: tuple[Count, ...] = (64, 64),
+        temperature: Temperature = 0.5,
+        seed: Index = 0,
     ) -> None:
         super().__init__(model, noises=noises, hidden=hidden, temperature=temperature, seed=seed)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..arguments import Count, Index
 from ..beliefs import State
 from ..latents import ModelLike
 from .encoder import Encoder
@@ -36,9 +37,9 @@ class SemiAmortisedPoisson(IterativePoisson):
         self,
         model: ModelLike,
         *,
-        hidden: tuple[int, ...] = (64, 64),
-        seed: int = 0,
-        steps: int = 16,
+        hidden: tuple[Count, ...] = (64, 64),
+        seed: Index = 0,
+        steps: Count = 16,
         **knobs: Any,
     ) -> None:
         super().__init__(model, steps=steps, **knobs)
@@ -71,7 +72,7 @@ class PoissonEncoder(SemiAmortisedPoisson):
     """
 
     def __init__(
-        self, model: ModelLike, *, hidden: tuple[int, ...] = (64, 64), seed: int = 0
+        self, model: ModelLike, *, hidden: tuple[Count, ...] = (64, 64), seed: Index = 0
     ) -> None:
         super().__init__(model, hidden=hidden, seed=seed, steps=0, training_steps=0)
         self.knobs = {"hidden": hidden, "seed": seed}

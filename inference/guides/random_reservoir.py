@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..arguments import Count
 from ..errors import Incompatible
 from ..latents import ModelLike, Values
 from ..objective import Objective
@@ -41,7 +42,7 @@ class RandomReservoir(ReservoirSampler):
     square: Tensor
     rows: Tensor
 
-    def __init__(self, model: ModelLike, *, neurons: int = 512, **knobs: Any) -> None:
+    def __init__(self, model: ModelLike, *, neurons: Count = 512, **knobs: Any) -> None:
         super().__init__(model, neurons=neurons, gain=False, hidden=(), **knobs)
         del self.knobs["gain"], self.knobs["hidden"]  # no knobs of this one
         n, d, like = neurons, self.latents.size, self.inward

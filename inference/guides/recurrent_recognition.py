@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
 from ..activation import ACTIVATIONS
+from ..arguments import Count, Index, Range
 from ..errors import BadInput, lookup
 from ..guide import Draws, check_counts
 from ..latents import ModelLike
 from ..observation import Observation, flatten
-from ..recognition import Recognition
+from ..recognition import Recognition, Temperature
 from ..seeds import seeded
 from ..units import squash
 
 __all__ = ["RecurrentRecognition"]
 
 GAIN = 0.8  # spectral radius, about, of the lateral weights at the start
+
+Rate = Annotated[float, Range("0 < rate <= 1", 1e-9, 1)]
 
 
 class RecurrentRecognition(Recognition):
@@ -63,20 +66,17 @@ class RecurrentRecognition(Recognition):
         self,
         model: ModelLike,
         *,
-        neurons: int = 64,
-        noises: int = 16,
-        steps: int = 5,
-        rate: float = 0.5,
+        neurons: Count = 64,
+        noises: Count = 16,
+        steps: Count = 5,
+        rate: Rate = 0.5,
         activation: str = "tanh",
         lateral: bool = True,
         private: bool = False,
-        temperature: float = 0.5,
-        seed: int = 0,
+        temperature: Temperature = 0.5,
+        seed: Index = 0,
     ) -> None:
-        check_counts(neurons=neurons, noises=noises, steps=steps)
         lookup(ACTIVATIONS, activation, "activation")
-        if not 0 < rate <= 1:
-            raise BadInput("rate", expected="0 < rate <= 1", got=repr(rate), fix="rate=0.5.")
         super().__init__(
             model, neurons=neurons, noises=noises, steps=steps, rate=rate, activation=activation,
             lateral=lateral, private=private, temperature=temperature, seed=seed,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
 
+from ..arguments import Count, Index, NonNegative, Positive
 from ..guide import Draws, check_counts, check_number
 from ..latents import Latents, ModelLike
 from ..lyapunov import lyapunov, transition
@@ -38,7 +39,7 @@ class _Readout(Units):
         super().__init__(features, latents.pack(z)[0])
         with seeded(0):  # leaves the global generator alone; the weights are zero
             self.linear = silent(features.shape[1], latents.size)
-        self.to(features.dtype)
+        self.to(features)
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, F) to (B, D)."""
@@ -146,11 +147,11 @@ class RecurrentCircuit(CorrelatedNoise):
         self,
         model: ModelLike,
         *,
-        interneurons: int | None = None,
-        interval: float = 1.0,
-        transient: float | None = None,
-        hidden: tuple[int, ...] = (64, 64),
-        seed: int = 0,
+        interneurons: Count | None = None,
+        interval: Positive = 1.0,
+        transient: NonNegative | None = None,
+        hidden: tuple[Count, ...] = (64, 64),
+        seed: Index = 0,
     ) -> None:
         super().__init__(
             model, interneurons=interneurons, interval=interval, transient=transient,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..activation import ACTIVATIONS
+from ..arguments import Count
 from ..errors import Diverged, Incompatible, lookup
 from ..guide import check_counts
 from ..langevin import Chains
@@ -59,7 +60,7 @@ class ReservoirSampler(ScoreCircuit):
         https://arxiv.org/abs/2308.11809
     """
 
-    def __init__(self, model: ModelLike, *, neurons: int = 512, **knobs: Any) -> None:
+    def __init__(self, model: ModelLike, *, neurons: Count = 512, **knobs: Any) -> None:
         check_counts(neurons=neurons)
         super().__init__(model, neurons=neurons, **knobs)
         like, d = self.whitening.root, self.latents.size
@@ -131,10 +132,11 @@ class RateChains:
         self.out = circuit.read_out()
         self.inject = injection(self.out)
         self.p, self.q = y.new_zeros(*y.shape[:-1], circuit.neurons), y.clone()
-        self.y = y
+        self.y, self.time = y, 0.0
 
     def advance(self, step: Step, xi: Tensor) -> None:
         """One Euler step of all neurons."""
+        self.time += step.time
         circuit, level = self.circuit, self.onset.level(step.sigma)
         tonic, dt, amplitude = level.tonic, step.time, level.amplitude
         push = dt * (tonic.centre + amplitude * tonic.drive) + step.noise * xi

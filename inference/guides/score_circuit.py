@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..activation import ACTIVATIONS, Activation
+from ..arguments import Count, Index, Portion, Positive
 from ..errors import BadInput, Incompatible, lookup
 from ..guide import Draws, Guide, check_counts
 from ..langevin import Chains, OutputChains
@@ -63,13 +64,13 @@ class ScoreCircuit(Guide):
         self,
         model: ModelLike,
         *,
-        neurons: int = 0,
+        neurons: Index = 0,
         activation: str = "relu",
         gain: bool = True,
-        dropout: float = 0.0,
-        hidden: tuple[int, ...] = (64, 64),
-        noise: tuple[float, float] = (0.02, 10.0),
-        seed: int = 0,
+        dropout: Portion = 0.0,
+        hidden: tuple[Count, ...] = (64, 64),
+        noise: tuple[Positive, Positive] = (0.02, 10.0),
+        seed: Index = 0,
         sampling: Sampling | None = None,
     ) -> None:
         lookup(ACTIVATIONS, activation, "activation")
@@ -100,7 +101,7 @@ class ScoreCircuit(Guide):
         largest = torch.linalg.matrix_norm(turn, 2).clamp_min(1e-12)
         self.register_buffer("turn", (turn / largest).to(u))
         self.eval()  # dropout is for training
-        self.register_buffer("single_level", torch.tensor(False))
+        self.register_buffer("single_level", torch.tensor(False, device=u.device))
 
     @property
     def phi(self) -> Activation:
@@ -229,7 +230,7 @@ class ScoreCircuit(Guide):
             with seeded(seed, 1):
                 circuit["spikes"] = torch.poisson(circuit["rates"].clamp_min(0))
         circuit = {name: circuit[name] for name in how.record}
-        return Draws(values, parts, circuit, time_constants=total * route.time)
+        return Draws(values, parts, circuit, time_constants=onset.time)
 
     def trajectory(self, x: Observation, *, runs: int, seed: int) -> Draws:
         """All that the neurons and outputs do from the onset of x on; uncorrected.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Laplace, MultivariateNormal
 
+from ..arguments import Count, NonNegative
 from ..beliefs import State
 from ..coding import Reader
 from ..errors import Incompatible
@@ -122,8 +123,8 @@ class SparseCircuit(Guide):
         model: ModelLike,
         *,
         nonnegative: bool = False,
-        steps: int = 5000,
-        tolerance: float = 1e-6,
+        steps: Count = 5000,
+        tolerance: NonNegative = 1e-6,
     ) -> None:
         super().__init__(model, nonnegative=nonnegative, steps=steps, tolerance=tolerance)
         check_counts(steps=steps)
@@ -341,7 +342,9 @@ class SparseLaplace(PackedGuide):
         The Gaussian touches at the mode, where theirs is optimised; the 1 / r is ours.
     """
 
-    def __init__(self, model: ModelLike, *, steps: int = 5000, tolerance: float = 1e-6) -> None:
+    def __init__(
+        self, model: ModelLike, *, steps: Count = 5000, tolerance: NonNegative = 1e-6
+    ) -> None:
         super().__init__(model, steps=steps, tolerance=tolerance)
         self.circuit = ISTA(model, momentum=True, steps=steps, tolerance=tolerance)
 

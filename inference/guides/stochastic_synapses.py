@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
+from ..arguments import Index, NonNegative, Positive
 from ..bound import BoundGuide
 from ..errors import lookup
 from ..guide import check_number, check_positive
@@ -79,10 +80,10 @@ class StochasticSynapses(BoundGuide, PrivateNoise):
         model: ModelLike,
         *,
         noise: str = "synapse",
-        scale: float = 0.1,
-        spread: float = 0.1,
+        scale: Positive = 0.1,
+        spread: NonNegative = 0.1,
         local: bool = True,
-        seed: int = 0,
+        seed: Index = 0,
     ) -> None:
         super().__init__(model, noise=noise, scale=scale, spread=spread, local=local, seed=seed)
         self.sharers = lookup(NOISE, noise, "noise")(self.latents)

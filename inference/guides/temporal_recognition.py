@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, pad, silu
 
+from ..arguments import Count, Index
 from ..codes import Codes
 from ..critic import Critic, pairs, perceptron
 from ..errors import Incompatible
-from ..guide import check_counts
 from ..latents import Latents, ModelLike
 from ..observation import Observation, flatten, parts
-from ..recognition import Recognition
+from ..recognition import Recognition, Temperature
 from ..units import silent, squash
 from ..whitening import Whitening
 
@@ -70,13 +70,12 @@ class TemporalRecognition(Recognition):
         self,
         model: ModelLike,
         *,
-        neurons: int = 48,
-        noises: int = 8,
+        neurons: Count = 48,
+        noises: Count = 8,
         causal: bool = False,
-        temperature: float = 0.5,
-        seed: int = 0,
+        temperature: Temperature = 0.5,
+        seed: Index = 0,
     ) -> None:
-        check_counts(neurons=neurons, noises=noises)
         super().__init__(
             model, neurons=neurons, noises=noises, causal=causal, temperature=temperature, seed=seed
         )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
+from ..arguments import NonNegative
 from ..codes import Codes
 from ..game import Game, logistic, slopes
 from ..observation import flatten
@@ -99,7 +100,7 @@ class Wasserstein(Adversarial):
         by the critic's slope on dreams.
     """
 
-    def __init__(self, *, penalty: float = 1.0, **knobs: object) -> None:
+    def __init__(self, *, penalty: NonNegative = 1.0, **knobs: object) -> None:
         super().__init__(penalty=penalty, **knobs)  # type: ignore[arg-type]
 
     def critic_loss(self, guide: Guide, x: Observation, z: Values | None) -> Tensor:

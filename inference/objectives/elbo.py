@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from pyro.infer import Trace_ELBO
 from torch import Tensor
 
+from ..arguments import Count
 from ..guide import HasDensity
 from ..objective import Objective
 from ..observation import repeat
@@ -38,7 +39,7 @@ class ELBO(Objective):
     learns_model = True
     remedy = "An implicit guide needs an objective made for draws; ELBO needs log q."
 
-    def __init__(self, *, particles: int = 1, estimator: type[Trace_ELBO] = Trace_ELBO) -> None:
+    def __init__(self, *, particles: Count = 1, estimator: type[Trace_ELBO] = Trace_ELBO) -> None:
         super().__init__(particles=particles, estimator=estimator.__name__)
         self.particles = particles
         self.estimator = estimator()

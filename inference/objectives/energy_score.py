@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, cast
 
 from torch import Tensor
 
+from ..arguments import Portion, Several
 from ..critic import critic_for
 from ..game import energy_loss
 from ..gauges import FEW, dispersion
-from ..guide import HasRsample, check_counts
+from ..guide import HasRsample
 from ..objective import Objective, Player
 
 if TYPE_CHECKING:
@@ -42,9 +43,8 @@ class EnergyScore(Objective):
     joint_only = True
     remedy = "It takes a guide that can be sampled with gradients, such as RecurrentRecognition."
 
-    def __init__(self, *, draws: int = 4, averaging: float = 0.99) -> None:
+    def __init__(self, *, draws: Several = 4, averaging: Portion = 0.99) -> None:
         super().__init__(draws=draws, averaging=averaging)
-        check_counts(draws=draws, least=2)
         self.draws, self.averaging = draws, averaging
 
     def players(self, guide: Guide) -> dict[str, Player]:

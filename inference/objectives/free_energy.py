@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
 
+from ..arguments import Index, NonNegative, Positive, Share
 from ..beliefs import HasBeliefs, Moment
 from ..errors import BadInput, Incompatible, lookup
 from ..objective import Objective
@@ -80,14 +81,14 @@ class FreeEnergy(Objective):
     def __init__(
         self,
         *,
-        beta: float = 1.0,
+        beta: NonNegative = 1.0,
         divergence: str = "exact",
         reconstruction: str = "closed_form",
         over: str = "path",
-        temperature: tuple[float, float] = (1.0, 0.05),
-        cooled: float = 0.5,
-        warmup: float = 0.1,
-        truncate: int = 0,
+        temperature: tuple[Positive, Positive] = (1.0, 0.05),
+        cooled: Share = 0.5,
+        warmup: Share = 0.1,
+        truncate: Index = 0,
     ) -> None:
         super().__init__(
             beta=beta, divergence=divergence, reconstruction=reconstruction, over=over,
@@ -144,7 +145,7 @@ class FixedPoint(Objective):
     learns_guide = False
     remedy = "FixedPoint needs a guide that iterates to a fixed point, such as IterativePoisson."
 
-    def __init__(self, *, beta: float = 1.0) -> None:
+    def __init__(self, *, beta: NonNegative = 1.0) -> None:
         super().__init__(beta=beta)
         self.beta = beta
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
+from ..arguments import Count, Positive
 from ..costs import GAUSSIAN, Cost, Entropic
 from ..errors import BadInput, lookup
 from ..guide import HasNoise, check_counts
@@ -65,9 +66,9 @@ class ReliabilityCost(Objective):
         cost: Cost | None = None,
         *,
         magnitude: str = "expected",
-        particles: int = 1,
+        particles: Count = 1,
         budget: float | None = None,
-        price_rate: float = 0.05,
+        price_rate: Positive = 0.05,
     ) -> None:
         chosen = cost or Entropic()
         check_counts(particles=particles)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 import torch
 from torch import Tensor
 
+from ..arguments import Count, NonNegative, Positive
 from ..errors import BadInput, Incompatible
 from ..guide import HasDivergence, HasNoiseLevels
 from ..objective import Objective
@@ -126,7 +127,7 @@ class NoiseStaircase(ScoreMatching):
 
     single = True
 
-    def __init__(self, *, levels: int = 10, top: float = 1.0) -> None:
+    def __init__(self, *, levels: Count = 10, top: Positive = 1.0) -> None:
         super().__init__(levels=levels, top=top)
         if levels < 2 or not 0 < top < math.inf:
             raise BadInput(
@@ -161,7 +162,7 @@ class ExactScore(ScoreMatching):
 
     single = True
 
-    def __init__(self, *, broaden: float = 0.5) -> None:
+    def __init__(self, *, broaden: NonNegative = 0.5) -> None:
         super().__init__(broaden=broaden)
         self.broaden = broaden
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from ..arguments import Several, Share
 from ..errors import BadInput, Incompatible
-from ..guide import HasDensity, check_counts
+from ..guide import HasDensity
 from ..objective import Objective
 
 if TYPE_CHECKING:
@@ -59,9 +60,8 @@ class ReweightedWakeSleep(Objective):
     learns_model = True
     remedy = "An implicit guide needs an objective made for draws; weights need log q."
 
-    def __init__(self, *, particles: int = 10, insomnia: float = 1.0) -> None:
+    def __init__(self, *, particles: Several = 10, insomnia: Share = 1.0) -> None:
         super().__init__(particles=particles, insomnia=insomnia)
-        check_counts(least=2, particles=particles)
         if not 0 <= insomnia <= 1:
             wanted = "a number from 0 to 1"
             raise BadInput("insomnia", expected=wanted, got=repr(insomnia), fix="insomnia=1.0.")
