@@ -227,10 +227,6 @@ def summary(comparison: Dataset) -> Dataset:
 
 
 def _named(names: Sequence[str]) -> dict[str, Metric]:
-    if isinstance(names, str):
-        raise BadInput(
-            "metrics", expected="several names", got=repr(names), fix=f"metrics=[{names!r}]."
-        )
     return {name: METRICS[name] for name in names}
 
 

@@ -188,8 +188,12 @@ def dream(model: Dreams, tree: DataTree, *, n: int = 10, seed: int) -> None:
 
 
 def beside(guide: Guide, x: Observation) -> Observation:
-    """x on the device of the guide's model, if x is made of tensors at all."""
+    """x on the device of the guide's model, if x is made of tensors at all, and the guide, too.
+
+    A guide stays behind where another guide's fit has moved the model that they share.
+    """
     device = parts(guide.latents.like)[0].device
+    guide.to(device)
     if isinstance(x, tuple):
         return tuple(t.to(device) for t in x)
     return x.to(device) if isinstance(x, Tensor) else x

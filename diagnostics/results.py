@@ -141,7 +141,7 @@ def read_row(path: Path) -> Row | None:
         (fresh,) = rows_of(RunDirectory.open(path))
     except (BadCheckpoint, ValueError, KeyError):
         return None
-    return row | fresh | {"format": FORMAT}
+    return row | fresh | {"format": FORMAT, "path": row["path"]}
 
 
 def is_store(path: Path) -> bool:

@@ -246,7 +246,8 @@ def pareto_shape(log_weights: Array) -> Array:
     draws = log_weights.shape[1]
     tail = 1 + int(np.ceil(min(draws / 5, 3 * draws**0.5)))
     largest = np.sort(log_weights, axis=1)[:, -tail:]
-    flat = np.ptp(largest, axis=1) < 1e-3  # float32 rounding or one atom, not a tail
+    # float32 rounding or one atom, not a tail; the smallest is where the tail begins
+    flat = np.ptp(largest[:, 1:], axis=1) < 1e-3
     shape = np.full(len(log_weights), -np.inf)
     if not flat.all():
         with np.errstate(divide="ignore", invalid="ignore"):  # ties

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .errors import OutputError
 
@@ -48,8 +49,25 @@ def write_bytes(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def write_netcdf(path: Path, data: Dataset | DataTree) -> None:
-    """Write a netCDF file, atomically: made in memory, for HDF5 on a full disk ends the process."""
-    made = data.to_netcdf(engine="h5netcdf")
+def write_netcdf(path: Path, data: Dataset | DataTree, **options: Any) -> None:
+    """Write a netCDF file, atomically: made in memory, for HDF5 on a full disk ends the process.
+
+    Args:
+        path: the file.
+        data: what to write.
+        options: of xarray's `to_netcdf`, such as `encoding`.
+    """
+    with _unlocked():
+        made = data.to_netcdf(engine="h5netcdf", **options)
     assert made is not None  # as there is no path
     write_bytes(path, bytes(made))
+
+
+def _unlocked() -> AbstractContextManager[Any]:
+    """Beside a Dask cluster xarray would ask it for a lock, which a file in memory has not."""
+    if "dask" not in sys.modules:
+        return nullcontext()
+    import dask
+
+    locked: AbstractContextManager[Any] = dask.config.set(scheduler="synchronous")
+    return locked

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from . import checkpoint as files
-from . import parallel
+from . import parallel, prepare
 from .arguments import Count, Index, Positive, check_call
 from .errors import BadCheckpoint, BadInput, Incompatible
 from .gauges import said
@@ -211,11 +211,11 @@ def fit(
         raise Incompatible(
             "guide", expected="a guide of this model", got="another's", fix="Build Guide(model)."
         )
-    x = _place(device, model, guide, x)
     chosen = objective or (guide.objective() if guide.objective else None)
-    _check(guide, chosen, x, learn_model=learn_model)
-    x, z = (x, None) if simulations is None else _simulations(guide, x, simulations, seed)
-    trainers = _trainers(guide, chosen, learn_model=learn_model, lr=lr)
+    x = prepare.place(device, [model, guide, chosen], x)
+    prepare.check(guide, chosen, x, learn_model=learn_model)
+    x, z = (x, None) if simulations is None else prepare.simulations(guide, x, simulations, seed)
+    trainers = prepare.trainers(guide, chosen, learn_model=learn_model, lr=lr)
     settings = {
         "guide": type(guide).__name__,
         "knobs": guide.knobs,
@@ -245,86 +245,7 @@ def fit(
     else:
         loop = Loop(run, chosen, trainers, x, z, save)
         loop.run(show=progress, title=title or type(guide).__name__)
-    _end_alike(run)
-    return run
-
-
-def _place(
-    device: str, model: ModelLike, guide: Guide, x: Observation | None
-) -> Observation | None:
-    """Everything on one device; returns x there."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.device(device)
-    except RuntimeError as error:
-        raise BadInput(
-            "device", expected="auto, cpu or cuda", got=repr(device), fix="device='auto'."
-        ) from error
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise BadInput("device", expected="a GPU", got="none", fix="Use device='cpu' or 'auto'.")
-    for module in (model, guide):
-        if isinstance(module, nn.Module):
-            module.to(device)
-    if not isinstance(x, Tensor | tuple) or not all(isinstance(t, Tensor) for t in parts(x)):
-        return x
-    return tuple(t.to(device) for t in x) if isinstance(x, tuple) else x.to(device)
-
-
-def _simulations(
-    guide: Guide, x: Observation | None, n: int, seed: int
-) -> tuple[Observation, Values]:
-    """A fixed set of n draws from the joint."""
-    check_counts(simulations=n)
-    if x is not None or not guide.latents.plated:
-        raise BadInput(
-            "simulations",
-            expected='x=None and a model whose latents are inside the plate "data"',
-            got="observations" if x is not None else "a model whose data set is one problem",
-            fix="Leave simulations out.",
-        )
-    z, made = guide.latents.joint(n, seed=stream(seed, 2))
-    return made, z
-
-
-def _check(
-    guide: Guide, objective: Objective | None, x: Observation | None, *, learn_model: bool
-) -> None:
-    if x is not None:
-        guide.latents.check(x)
-        guide.bind(x)
-    elif not guide.amortised:
-        raise BadInput(
-            "x",
-            expected=f"observations: {type(guide).__name__} has parameters for each problem",
-            got="None (draws from the joint)",
-            fix="Pass x, or use an amortised guide such as FullCovarianceEncoder.",
-        )
-    if objective is None and learn_model:
-        raise Incompatible(
-            f"{type(guide).__name__} with learn_model=True",
-            expected="an objective",
-            got="a guide without one",
-            fix="Pass objective=ELBO() and a guide with a density.",
-        )
-    if objective is not None:
-        objective.check(guide, joint=x is None, learn_model=learn_model)
-        with torch.no_grad(), seeded(0):
-            # the example is enough, and small; a guide that is not amortised knows only x
-            guide.trace(guide.latents.like if x is None or guide.amortised else x)
-
-
-def _trainers(
-    guide: Guide, objective: Objective | None, *, learn_model: bool, lr: float
-) -> list[Trainer]:
-    """One trainer per player with something to learn; the model joins the player "guide"."""
-    found = []
-    for name, player in (objective.players(guide) if objective else {}).items():
-        modules = [player.module] + ([guide.model] if learn_model and name == "guide" else [])
-        parameters = [p for m in modules for p in m.parameters() if p.requires_grad]
-        if parameters:
-            found.append(Trainer(name, parameters, player, lr))
-    return found
+    return _end_alike(run)
 
 
 def _start_alike(settings: dict[str, Any], modules: list[Any], trainers: list[Trainer]) -> str:
@@ -336,10 +257,11 @@ def _start_alike(settings: dict[str, Any], modules: list[Any], trainers: list[Tr
     return fingerprint(*states[0].values()) if isinstance(modules[0], nn.Module) else ""
 
 
-def _end_alike(run: Fit) -> None:
+def _end_alike(run: Fit) -> Fit:
     """What a rank may have of its own, buffers and gauges, is rank 0's at the end."""
     parallel.same([*run.guide.state_dict().values()])
     run.health, run.seconds = parallel.shared(lambda: (run.health, run.seconds))
+    return run
 
 
 def _settle(

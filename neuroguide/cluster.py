@@ -67,10 +67,7 @@ def _run(client: Client, cells: Sequence[Cell], folder: Path) -> Iterator[Row]:
 
 def away(cell: Cell) -> tuple[Row, dict[str, bytes]]:
     """Run a cell on a worker, which need not see the store; returns its row and all its files."""
-    import dask
-
-    # else xarray asks the scheduler for leave to write a file
-    with dask.config.set(scheduler="synchronous"), tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / cell.name
         row = run_cell(path, cell.name, cell.config, cell.device)
         kept = [p for p in sorted(path.rglob("*")) if p.is_file()]

@@ -13,7 +13,7 @@ import inference
 import zoo
 from diagnostics.rundir import RunDirectory
 from inference.errors import BadInput
-from inference.files import atomic_path
+from inference.files import write_netcdf
 from inference.guide import Guide
 from inference.observation import take
 from zoo.pretrained import pretrained_on
@@ -48,8 +48,7 @@ def draw(
     inference.GUIDES[guide]
     built, x = _trained(model, guide, run, problems, shipped=pretrained)
     tree = diagnostics.draw(built.model, built, x, draws=draws, chains=chains, seed=seed)
-    with atomic_path(out_path) as temporary:
-        tree.to_netcdf(temporary, engine="h5netcdf")
+    write_netcdf(out_path, tree)
     out.print(f"draws      {out_path}")
 
 

@@ -1,4 +1,4 @@
-"""Several ranks train one guide as one process with the larger batch would. About 30 s.
+"""Several ranks train one guide as one process with the larger batch would. About 40 s.
 
 The tests look at what two processes have done, this file run as a script, and do the same alone.
 """

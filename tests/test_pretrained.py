@@ -19,6 +19,7 @@ import zoo
 from diagnostics import RunDirectory
 from inference import BadCheckpoint, BadInput
 from inference import checkpoint as files
+from neuroguide import pipeline
 from neuroguide import train_pretrained as training
 from neuroguide.recipes import RECIPES
 from zoo.pretrained import FOLDER, UNTAUGHT, digest, pretrained_on
@@ -241,12 +242,23 @@ def test_bad_input_is_one_clear_line(args, words, tmp_path):
     assert all(word in result.stderr for word in words), result.stderr
 
 
+def test_guides_of_a_pretrained_run_are_those_of_the_package(tmp_path):
+    config = {"model": "poisson_coding", "data": None, "guides": ["poisson_encoder"], "seed": 0}
+    run = RunDirectory.create(tmp_path / "run", config | {"problems": 2, "pretrained": True})
+    model, x, fits = pipeline.learn_model(run, "cpu")
+    found = pipeline.fit_guides(run, model, x, fits, "cpu")["poisson_encoder"]
+    assert found.model is model
+    kept = zoo.pretrained("poisson_encoder").state_dict()
+    assert all(torch.equal(kept[n], t) for n, t in found.state_dict().items())
+
+
+@pytest.mark.slow
 def test_compare_without_training(tmp_path):
-    """A circuit from the package, beside one that has nothing to learn."""
+    """A circuit from the package, beside one that has nothing to learn. About 25 s, with C2ST."""
     path = tmp_path / "run"
     done = call(
         "compare", "factor_analysis", "--guides", "recurrent_circuit,iterative_gaussian",
-        "--pretrained", "--problems", 2, "--draws", 50, "--out", path,
+        "--pretrained", "--problems", 1, "--draws", 50, "--out", path,
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     assert not (path / "checkpoints").exists()

@@ -329,6 +329,15 @@ def _no_space(*_):
     raise OSError(28, "No space left on device")
 
 
+@pytest.fixture
+def dask_draws():
+    """Dask waits for a random time before it tries a connection again, by Python's generator."""
+    before = random.getstate()
+    yield
+    random.setstate(before)
+
+
+@pytest.mark.usefixtures("dask_draws")
 def test_a_dask_cluster_with_a_killed_worker_finds_the_same(tmp_path, truth, toml):
     distributed = pytest.importorskip("distributed")
     with distributed.LocalCluster(
@@ -346,6 +355,7 @@ def test_a_dask_cluster_with_a_killed_worker_finds_the_same(tmp_path, truth, tom
     same(found, truth)
 
 
+@pytest.mark.usefixtures("dask_draws")
 def test_a_scheduler_that_is_not_there_is_named(tmp_path, toml):
     with pytest.raises(BadInput, match=r"scheduler: expected .*running Dask scheduler"):
         next(cluster(Matrix.read(toml).cells, tmp_path, address="tcp://127.0.0.1:9"))

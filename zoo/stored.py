@@ -12,7 +12,7 @@ from torch import Tensor
 
 from inference.checkpoint import versions
 from inference.errors import BadCheckpoint, BadInput
-from inference.files import atomic_path
+from inference.files import write_netcdf
 from inference.guide import Draws, Guide, check_counts
 from inference.implicit import Implicit
 from inference.latents import Values
@@ -189,8 +189,7 @@ class StoredDraws(Guide):
             "source_hash": source_hash(guide.model),
             **{f"version_{name}": v for name, v in versions().items()},
         }
-        with atomic_path(Path(path)) as temporary:
-            tree.to_netcdf(temporary, engine="h5netcdf", encoding=_small(tree))
+        write_netcdf(Path(path), tree, encoding=_small(tree))
 
 
 def _small(tree: Any) -> dict[str, Any]:
