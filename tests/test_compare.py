@@ -34,7 +34,7 @@ def test_wrong_names_of_metrics_are_told(problem):
     model, x = problem
     with pytest.raises(BadInput, match="Did you mean 'sd_ratio'"):
         diagnostics.compare(model, {}, x, **SMALL, metrics=["sd_rati"])
-    with pytest.raises(BadInput, match="metrics: expected .*sequence.*; got 'c2st'"):
+    with pytest.raises(BadInput, match=r"metrics: expected .*sequence.*; got 'c2st'"):
         diagnostics.compare(model, {}, x, **SMALL, metrics="c2st")
 
 

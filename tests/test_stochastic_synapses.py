@@ -259,7 +259,7 @@ def test_fits_are_restored(kind, tmp_path):
 
 def test_bad_knobs_are_refused():
     model = regression()
-    with pytest.raises(BadInput, match=r"^noise: .*layer, network, synapse; got 'synapses'"):
+    with pytest.raises(BadInput, match=r"^noise: got 'synapses'\. Did you mean 'synapse'"):
         StochasticSynapses(model, noise="synapses")
     with pytest.raises(BadInput, match=r"^scale: expected a positive, finite number; got 0"):
         StochasticSynapses(model, scale=0)
