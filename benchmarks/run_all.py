@@ -96,6 +96,8 @@ SPEED = (
     script("zoo_draws", minutes=1.0, speed=True),
     script("diagnostics_speed", minutes=1.5, speed=True),
     script("gpu", "--quick", minutes=1.0, speed=True),
+    script("sweep", minutes=3.0, speed=True),
+    script("parallel", "--rounds 3", minutes=1.5, speed=True),
 )
 BENCHMARKS = QUIET + SPEED
 

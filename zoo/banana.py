@@ -51,7 +51,7 @@ class Banana(Model):
 
     def __init__(self, *, noise: Positive = 0.2, seed: Index = 0) -> None:
         super().__init__()
-        self.register_buffer("scale", torch.tensor(noise))
+        self.register_buffer("scale", torch.tensor(float(noise)))
         known = torch.tensor([[0.0], [1.0], [2.0]])
         self.keep_draws(known, 97, before=known, seed=seed)
 

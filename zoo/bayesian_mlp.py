@@ -128,8 +128,8 @@ class BayesianMLP(Model):
         axes = numbered if self.depth > 2 else ["hidden"] * len(layers)
         self.dims = {**_by_site(["pixel", *axes, "class"]), "y": ("row",)}
         self.shapes = _by_site([images.shape[1], *layers, classes])
-        self.register_buffer("gain", torch.tensor(gain))
-        self.register_buffer("rate", torch.tensor(rate))
+        self.register_buffer("gain", torch.tensor(float(gain)))
+        self.register_buffer("rate", torch.tensor(float(rate)))
         # labels are floats: a model has one dtype
         self.keep((images[:n].clone(), labels[:n].to(images.dtype)))
 

@@ -119,8 +119,8 @@ class BayesianRegression(Model):
         seed: Index = 0,
     ) -> None:
         super().__init__()
-        self.register_buffer("alpha", torch.tensor(alpha))
-        self.register_buffer("scale", torch.tensor(noise))
+        self.register_buffer("alpha", torch.tensor(float(alpha)))
+        self.register_buffer("scale", torch.tensor(float(noise)))
         x = designs(problems, trials, inputs, correlation=correlation, seed=seed)
         self.keep_draws((x, torch.zeros(problems, trials)), problems, seed=seed)
 

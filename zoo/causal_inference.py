@@ -74,8 +74,8 @@ class CausalInference(Model):
         place: float = 4.0,
     ) -> None:
         super().__init__()
-        self.register_buffer("probability", torch.tensor(common))
-        self.register_buffer("spread", torch.tensor(spread))
+        self.register_buffer("probability", torch.tensor(float(common)))
+        self.register_buffer("spread", torch.tensor(float(spread)))
         self.register_buffer("noise", torch.tensor([visual_noise, auditory_noise]))
         disparity = torch.linspace(-24.0, 33.0, 20)
         self.keep(torch.stack([torch.full_like(disparity, place), place + disparity], -1))

@@ -76,8 +76,8 @@ class EightSchools(Model):
         self, *, tau_scale: Positive = 5.0, mu_scale: Positive = 5.0, seed: Index = 0
     ) -> None:
         super().__init__()
-        self.register_buffer("tau_scale", torch.tensor(tau_scale))
-        self.register_buffer("mu_scale", torch.tensor(mu_scale))
+        self.register_buffer("tau_scale", torch.tensor(float(tau_scale)))
+        self.register_buffer("mu_scale", torch.tensor(float(mu_scale)))
         self.register_buffer("errors", torch.tensor(ERRORS))
         self.keep_draws(torch.zeros(1, len(ERRORS)), seed=seed)
         near = (self.x_0.abs() <= FARTHEST).all(-1)

@@ -57,7 +57,7 @@ class ExplainingAway(Model):
     def __init__(self, latents: Count = 5, *, noise: Positive = 0.3, seed: Index = 0) -> None:
         super().__init__()
         self.latent_size = latents
-        self.register_buffer("scale", torch.tensor(noise))
+        self.register_buffer("scale", torch.tensor(float(noise)))
         self.keep_draws(torch.zeros(1, 1), seed=seed)
 
     def forward(self, x: Observation | None = None) -> Tensor:

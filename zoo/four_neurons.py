@@ -83,7 +83,7 @@ class FourNeurons(Model):
         self.register_buffer("sds", torch.tensor([0.5, 0.4, 0.7]))
         self.register_buffer("biases", torch.tensor([0.5, -0.4]))
         self.register_buffer("spread", torch.tensor(1.2))
-        self.register_buffer("scale", torch.tensor(noise))
+        self.register_buffer("scale", torch.tensor(float(noise)))
         self.keep_draws(torch.zeros(1, 1), seed=seed)
 
     def forward(self, x: Observation | None = None) -> Tensor:

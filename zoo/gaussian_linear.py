@@ -49,8 +49,8 @@ class GaussianLinear(Model):
 
     def __init__(self, *, prior: Positive = 0.1, noise: Positive = 0.1) -> None:
         super().__init__()
-        self.register_buffer("prior_scale", torch.tensor(prior).sqrt())
-        self.register_buffer("scale", torch.tensor(noise).sqrt())
+        self.register_buffer("prior_scale", torch.tensor(float(prior)).sqrt())
+        self.register_buffer("scale", torch.tensor(float(noise)).sqrt())
         self.keep(published("gaussian_linear"))
         self.latent_size = self.x_0.shape[1]
 

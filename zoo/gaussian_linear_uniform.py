@@ -53,7 +53,7 @@ class GaussianLinearUniform(Model):
     def __init__(self, *, noise: Positive = 0.1, bound: Positive = 1.0) -> None:
         super().__init__()
         self.bound = bound
-        self.register_buffer("scale", torch.tensor(noise).sqrt())
+        self.register_buffer("scale", torch.tensor(float(noise)).sqrt())
         self.keep(published("gaussian_linear_uniform"))
         self.latent_size = self.x_0.shape[1]
 

@@ -80,7 +80,7 @@ class GaussianMixtureLatents(Model):
         self.register_buffer("centres", spread * centres / centres.norm(dim=-1, keepdim=True))
         self.register_buffer("tril", factors + torch.diag_embed(sds))
         self.register_buffer("loadings", torch.randn(features, latents, generator=g))
-        self.register_buffer("scale", torch.tensor(noise))
+        self.register_buffer("scale", torch.tensor(float(noise)))
         self.keep_draws(torch.zeros(1, features), seed=seed)
 
     def forward(self, x: Observation | None = None) -> Tensor:

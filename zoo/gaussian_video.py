@@ -91,7 +91,7 @@ class GaussianVideo(Model):
             raise BadInput("occluded", expected=frames, got=str(occluded), fix="Or add steps.")
         row, column = torch.cartesian_prod(*[torch.arange(side) - (side - 1) / 2] * 2).T
         blob = (-(row.square() + column.square()) / (2 * width**2)).exp()
-        scale = torch.full((steps, 1), noise)
+        scale = torch.full((steps, 1), float(noise))
         scale[list(occluded)] *= HIDDEN
         self.register_buffer("coefficients", torch.tensor(coefficients))
         self.register_buffer("sd", torch.tensor([start] + [innovation] * (steps - 1)))

@@ -75,7 +75,7 @@ class HiddenMarkov(Model):
         self.register_buffer("log_transition", transition.log())
         self.register_buffer("successors", torch.arange(states).expand(states, -1).contiguous())
         self.register_buffer("levels", torch.arange(float(states)))
-        self.register_buffer("scale", torch.tensor(noise))
+        self.register_buffer("scale", torch.tensor(float(noise)))
         self.keep_draws(torch.zeros(1, steps), seed=seed)
 
     def forward(self, x: Observation | None = None) -> Tensor:

@@ -82,7 +82,7 @@ class LogisticRegression(Model):
         seed: Index = 0,
     ) -> None:
         super().__init__()
-        self.register_buffer("alpha", torch.tensor(alpha))
+        self.register_buffer("alpha", torch.tensor(float(alpha)))
         x = designs(problems, trials, inputs, correlation=correlation, seed=seed)
         self.keep_draws((x, torch.zeros(problems, trials)), problems, seed=seed)
 

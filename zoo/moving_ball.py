@@ -89,7 +89,7 @@ class MovingBall(Model):
         self.register_buffer("log_transition", moves.contiguous())
         self.register_buffer("successors", successors)
         self.register_buffer("frames", _frames(side, width, self.occluder))
-        self.register_buffer("scale", torch.tensor(noise))
+        self.register_buffer("scale", torch.tensor(float(noise)))
         self.keep(torch.zeros(1, steps, side * side))
         self.keep(self._passing_first(*self.simulate(100, seed=seed)))
 

@@ -110,7 +110,7 @@ class Necker(Model):
         edges = (corners[:, None] - corners).abs().sum(-1) == 1
         self.register_buffer("face", 1 - 2 * corners[:, 0])
         self.register_buffer("coupling", coupling * edges * self.face.outer(self.face))
-        self.register_buffer("gain", torch.tensor(gain))
+        self.register_buffer("gain", torch.tensor(float(gain)))
         known = torch.zeros(2, 8)
         known[1, 1] = 2.0
         self.keep_draws(known, 98, before=known, seed=seed)

@@ -86,9 +86,9 @@ class PlaidMotion(Model):
     ) -> None:
         super().__init__()
         theta = torch.tensor(angles) * math.pi / 180
-        self.register_buffer("probability", torch.tensor(transparent))
+        self.register_buffer("probability", torch.tensor(float(transparent)))
         self.register_buffer("normals", torch.stack([theta.cos(), theta.sin()], -1))
-        self.register_buffer("spread", torch.tensor(slow))
+        self.register_buffer("spread", torch.tensor(float(slow)))
         scale = noise / torch.tensor(contrasts)
         self.register_buffer("scale", scale.repeat_interleave(measurements))
         self.keep_draws(torch.zeros(1, 2 * measurements), 98, seed=seed)

@@ -93,7 +93,7 @@ class PoissonCoding(Model):
         self.dictionary = nn.Parameter(gabors(sizes[-1], side, seed=seed))
         self.log_rate = nn.Parameter(torch.linspace(-0.8, 0.2, latents))
         positive = dist.constraints.greater_than(noise_floor)
-        self.scale = PyroParam(torch.full((side**2,), noise), positive)
+        self.scale = PyroParam(torch.full((side**2,), float(noise)), positive)
         self.keep_draws(torch.zeros(1, side**2), seed=seed)
 
     @classmethod

@@ -83,7 +83,7 @@ class RectifiedCoding(Model):
         self.prior_mean = nn.Parameter(torch.zeros(latents))
         self.prior_sd = PyroParam(torch.ones(latents), dist.constraints.positive)
         positive = dist.constraints.greater_than(noise_floor)
-        self.scale = PyroParam(torch.full((side**2,), noise), positive)
+        self.scale = PyroParam(torch.full((side**2,), float(noise)), positive)
         self.keep_draws(torch.zeros(1, side**2), seed=seed)
 
     @classmethod

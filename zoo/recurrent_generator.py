@@ -94,7 +94,7 @@ class RecurrentGenerator(Model):
         self.lateral = random(units, units, 1.5)
         self.outward = random(features, units, 2.0)
         self.mean = nn.Parameter(torch.linspace(-1.0, 0.5, features))
-        self.scale = PyroParam(torch.tensor(noise), dist.constraints.positive)
+        self.scale = PyroParam(torch.tensor(float(noise)), dist.constraints.positive)
         self.keep_draws(torch.zeros(1, features), seed=seed)
 
     @classmethod

@@ -59,7 +59,7 @@ class Ring(Model):
 
     def __init__(self, *, noise: Positive = 0.5, seed: Index = 0) -> None:
         super().__init__()
-        self.register_buffer("scale", torch.tensor(noise))
+        self.register_buffer("scale", torch.tensor(float(noise)))
         known = torch.tensor([[3.0], [1.0], [0.0], [6.0], [12.0]])
         self.keep_draws(known, 95, before=known, seed=seed)
 

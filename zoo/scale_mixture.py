@@ -82,7 +82,7 @@ class ScaleMixture(Model):
         features, tril = _patterns(latents, seed)
         self.register_buffer("features", features)
         self.register_buffer("tril", tril)
-        self.register_buffer("scale", torch.tensor(noise))
+        self.register_buffer("scale", torch.tensor(float(noise)))
         self.register_buffer("log_contrast", torch.tensor([-(spread**2) / 2, spread]))
         self.keep_draws(torch.zeros(1, SIDE**2), seed=seed)
 
@@ -205,7 +205,7 @@ class ObservedContrast(Model):
         features, tril = _patterns(latents, seed)
         self.register_buffer("features", features)
         self.register_buffer("tril", tril)
-        self.register_buffer("scale", torch.tensor(noise))
+        self.register_buffer("scale", torch.tensor(float(noise)))
         self.keep_draws((torch.tensor(CONTRASTS), torch.zeros(len(CONTRASTS), SIDE**2)), seed=seed)
 
     def forward(self, x: Observation | None = None) -> Tensor:

@@ -62,7 +62,7 @@ class SLCP(Model):
 
     def __init__(self, *, jitter: NonNegative = 1e-6) -> None:
         super().__init__()
-        self.register_buffer("jitter", torch.tensor(jitter))
+        self.register_buffer("jitter", torch.tensor(float(jitter)))
         self.keep(published("slcp"))
 
     def forward(self, x: Observation | None = None) -> Tensor:

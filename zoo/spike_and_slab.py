@@ -85,7 +85,7 @@ class SpikeAndSlab(Model):
         self.register_buffer("features", gabors(latents, SIDE, seed=seed))
         self.register_buffer("weights", torch.tensor([1 - present, present]))
         self.register_buffer("spreads", torch.tensor([spike, slab]))
-        self.register_buffer("scale", torch.tensor(noise))
+        self.register_buffer("scale", torch.tensor(float(noise)))
         self.keep_draws(torch.zeros(1, SIDE**2), seed=seed)
 
     def forward(self, x: Observation | None = None) -> Tensor:

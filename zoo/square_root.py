@@ -58,8 +58,8 @@ class SquareRoot(Model):
 
     def __init__(self, *, centre: float = 0.3, noise: Positive = 0.3, seed: Index = 0) -> None:
         super().__init__()
-        self.register_buffer("centre", torch.tensor([centre]))
-        self.register_buffer("scale", torch.tensor(noise))
+        self.register_buffer("centre", torch.tensor([float(centre)]))
+        self.register_buffer("scale", torch.tensor(float(noise)))
         known = torch.tensor([[1.0], [0.5], [0.0], [4.0], [9.0]])
         self.keep_draws(known, 95, before=known, seed=seed)
 

@@ -114,7 +114,7 @@ class StateSpace(Model):
         variance = torch.tensor([start_variance] + [innovation_variance] * (steps - 1))
         self.register_buffer("coefficients", torch.tensor(coefficients))
         self.register_buffer("sd", variance.sqrt())
-        self.register_buffer("scale", torch.tensor(noise_variance).sqrt())
+        self.register_buffer("scale", torch.tensor(float(noise_variance)).sqrt())
         self.keep_draws(torch.zeros(1, steps), seed=seed)
 
     def forward(self, x: Observation | None = None) -> Tensor:

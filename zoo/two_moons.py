@@ -120,8 +120,8 @@ class TwoMoons(Model):
                 got=f"{width} with a radius of {radius}",
                 fix="width=0.01.",
             )
-        self.register_buffer("radius", torch.tensor(radius))
-        self.register_buffer("width", torch.tensor(width))
+        self.register_buffer("radius", torch.tensor(float(radius)))
+        self.register_buffer("width", torch.tensor(float(width)))
         self.keep(published("two_moons"))
 
     def forward(self, x: Observation | None = None) -> Tensor:
