@@ -68,6 +68,8 @@ def run_cell(path: Path, name: str, config: Mapping[str, Any], device: str) -> R
 
 
 def _measure(run: RunDirectory, device: str) -> Row:
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise RuntimeError(f"no GPU here for device = {device!r}")  # another machine may have one
     model, held_out, fits = pipeline.learn_model(run, device, show=False)
     guides = pipeline.fit_guides(run, model, held_out, fits, device, show=False)
     run.write_losses(fits)

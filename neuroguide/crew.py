@@ -111,12 +111,17 @@ def _work(pipe: Connection, folder: Path) -> None:
             cell = pipe.recv()
         except (EOFError, KeyboardInterrupt):
             return
+        found: Any
         try:
-            pipe.send(run_cell(folder / cell.name, cell.name, cell.config, cell.device))
+            found = run_cell(folder / cell.name, cell.name, cell.config, cell.device)
         except KeyboardInterrupt:
             return
         except Exception as error:
-            pipe.send(error)
+            found = error
+        try:
+            pipe.send(found)
+        except (BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
+            return  # nobody waits for it; the row is on disk
 
 
 def _end_with_parent() -> None:
