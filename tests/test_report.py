@@ -285,7 +285,9 @@ def test_overview_is_models_by_guides(runs, tmp_path):
     titles = [a["title"] for a in cells]
     assert sum(t == "not asked" for t in titles) == 4
     assert any(re.match(r"narrow on \w+.*: over-confident by", t) for t in titles)
-    shown = [a["class"].split() for t, a in seen.tags if t == "div" and "q-c2st" in a["class"]]
+    shown = [
+        a["class"].split() for t, a in seen.tags if t == "div" and "q-c2st" in a.get("class", "")
+    ]
     assert {state for *_, state in shown} == {"at", "above"}
     links = [t for t in seen.targets if t.endswith("report.html")]
     assert all("%20" in t for t in links)

@@ -666,7 +666,7 @@ def test_bad_noise_levels_are_refused(model, noise):
 
 def test_what_cannot_be_built(model):
     for cls in (ReservoirSampler, EnergyReservoir, SamplerOnlyCurrent):
-        with pytest.raises(BadInput, match=r"^activation: expected one of .*'tanj'\. Did you mean"):
+        with pytest.raises(BadInput, match=r"^activation: got 'tanj'\. Did you mean 'tanh'"):
             cls(model, activation="tanj")
     with pytest.raises(Incompatible, match=r"^activation: .*got softplus\. Use .*'squareplus'"):
         EnergyReservoir(model, activation="softplus")

@@ -7,7 +7,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from inference.arguments import Probability
+from inference.arguments import Portion
 from inference.latents import Values
 from inference.observation import Observation, size
 
@@ -63,7 +63,7 @@ class Sprinkler(Model):
     rain: Tensor
     wet: Tensor
 
-    def __init__(self, *, dew: Probability = 0.001) -> None:
+    def __init__(self, *, dew: Portion = 0.001) -> None:
         super().__init__()
         self.register_buffer("cloudy", torch.tensor(0.5))
         self.register_buffer("sprinkler", torch.tensor([0.5, 0.1]))
