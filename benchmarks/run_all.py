@@ -65,19 +65,19 @@ def sbi(task: str, minutes: float) -> Benchmark:
 
 
 QUIET = (  # longest first, so that the two cores end together
-    sbi("two_moons", 8.0),
-    sbi("gaussian_mixture_sbi", 8.0),
+    sbi("two_moons", 6.0),
+    sbi("gaussian_mixture_sbi", 5.0),
     script("factor_analysis", "10", minutes=4.0),
-    script("poisson_posteriors", "--quick --out build/bench/poisson_posteriors", minutes=2.0),
+    script("poisson_posteriors", "--quick --out build/bench/poisson_posteriors", minutes=4.0),
     script(
         "benjamin2020",
         '--models "explaining away 2" --guides "mean field;adversarial;energy score" --seeds 0',
         "--out build/bench/benjamin2020/fits.csv",
-        minutes=2.0,
+        minutes=1.0,
     ),
-    script("vafaii2024", "--guides ip --steps 300", minutes=3.0),
-    script("malkin2024", "--experiments slopes", minutes=1.5),
-    script("aitchison2018", "--experiments ladder --seeds 0 --steps 500", minutes=1.5),
+    script("vafaii2024", "--guides ip --steps 300", minutes=1.2),
+    script("malkin2024", "--experiments slopes", minutes=1.2),
+    script("aitchison2018", "--experiments ladder --seeds 0 --steps 500", minutes=1.0),
 )
 SPEED = (
     Benchmark(
@@ -86,7 +86,7 @@ SPEED = (
         1.5,
         speed=True,
     ),
-    script("import_time", minutes=0.5, speed=True),
+    script("import_time", minutes=1.0, speed=True),
     script("loop_overhead", minutes=1.0, speed=True),
     script("opponents_nuts", minutes=2.0, speed=True),
     script("reservoir_speed", minutes=2.0, speed=True),
@@ -96,8 +96,8 @@ SPEED = (
     script("zoo_draws", minutes=1.0, speed=True),
     script("diagnostics_speed", minutes=1.5, speed=True),
     script("gpu", "--quick", minutes=1.0, speed=True),
-    script("sweep", minutes=3.0, speed=True),
-    script("parallel", "--rounds 3", minutes=1.5, speed=True),
+    script("sweep", minutes=1.5, speed=True),
+    script("parallel", "--rounds 3", minutes=1.0, speed=True),
 )
 BENCHMARKS = QUIET + SPEED
 

@@ -23,11 +23,10 @@ MATRIX = Matrix.of(
     {
         "models": ["factor_analysis", "banana", "explaining_away"],
         "guides": ["mean_field_encoder", "full_covariance_encoder"],
-        "seeds": 2,
         "metrics": ["c2st", "mean_error", "sd_ratio", "elbo_gap"],
         "device": "cpu",
         "reports": False,
-        "sizes": {"steps": 400, "problems": 3, "draws": 500, "calibration": 100},
+        "sizes": {"steps": 300, "problems": 2, "draws": 250, "calibration": 50},
     }
 )
 
