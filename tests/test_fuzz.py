@@ -84,8 +84,11 @@ def outside(kind: type, rule: Any) -> st.SearchStrategy[Any]:
 
 def says_everything(error: NeuroguideError, name: str) -> bool:
     """Argument, expectation, fact and fix."""
-    parts = re.fullmatch(r"(.*?): expected (.+?); got (.+?)\. ?(\S.*)", str(error), re.DOTALL)
-    return bool(parts) and name in str(error)
+    orders = [r"(.*?): expected (.+?); got (.+?)\. ?(\S.*)"]
+    if isinstance(error, UnknownName):  # the fix may come first, for the names are many
+        orders.append(r"(.*?): got (.+?)\. (Did you mean .+?\?) Expected (.+)")
+    said = any(re.fullmatch(order, str(error), re.DOTALL) for order in orders)
+    return said and name in str(error)
 
 
 # ---------------------------------------------------------------------------- constructors
