@@ -24,7 +24,7 @@ from inference.files import write_bytes
 
 from . import pipeline
 
-__all__ = ["run_cell", "without"]
+__all__ = ["give_up", "run_cell"]
 
 REFUSED = (BadInput, Incompatible, NoDensity, NoExactPosterior)  # the parts do not fit together
 ALONE = threading.Lock()  # torch has one generator per process: one cell at a time
@@ -52,10 +52,10 @@ def run_cell(path: Path, name: str, config: Mapping[str, Any], device: str) -> R
         except OutputError:
             raise
         except REFUSED as error:
-            row = without(config, UNFIT, str(error))
+            row = _without(config, UNFIT, str(error))
         except Exception as error:  # whatever a user's guide or a sampler may raise
             write_bytes(path / "error.txt", traceback.format_exc().encode())
-            row = without(config, FAILED, f"{type(error).__name__}: {error}")
+            row = _without(config, FAILED, f"{type(error).__name__}: {error}")
         finally:
             torch.set_num_threads(threads)
     said = dict.fromkeys(
@@ -63,6 +63,13 @@ def run_cell(path: Path, name: str, config: Mapping[str, Any], device: str) -> R
     )
     row |= {"cell": name, "warnings": " ".join(said), "path": f"cells/{name}"}
     row["cell_seconds"] = time.perf_counter() - began
+    write_row(path, row)
+    return row
+
+
+def give_up(path: Path, name: str, config: Mapping[str, Any], error: str) -> Row:
+    """The row of a cell that could not be run to its end by anybody, written where it stands."""
+    row = _without(config, FAILED, error) | {"cell": name, "path": f"cells/{name}"}
     write_row(path, row)
     return row
 
@@ -95,7 +102,7 @@ def _calibrate(run: RunDirectory, model: Any, guide: inference.Guide) -> None:
     run.write_calibration(found)
 
 
-def without(config: Mapping[str, Any], status: str, error: str) -> Row:
+def _without(config: Mapping[str, Any], status: str, error: str) -> Row:
     """The row of a cell that has no numbers."""
     return {
         "model": config["model"],

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diagnostics.results import FAILED, Row, write_row
+from diagnostics.results import Row
 from inference.checkpoint import versions
 from inference.errors import BadInput
 from inference.files import write_bytes
 
-from .cell import run_cell, without
+from .cell import give_up, run_cell
 from .matrix import Cell
 
 if TYPE_CHECKING:
@@ -58,9 +58,7 @@ def _run(client: Client, cells: Sequence[Cell], folder: Path) -> Iterator[Row]:
                 write_bytes(folder / cell.name / name, contents[name])
         else:  # a worker that died too often, or an error of Dask's own
             error = f"{type(future.exception()).__name__}: {future.exception()}"
-            row = without(cell.config, FAILED, error)
-            row |= {"cell": cell.name, "path": f"cells/{cell.name}"}
-            write_row(folder / cell.name, row)
+            row = give_up(folder / cell.name, cell.name, cell.config, error)
         future.release()  # its files need not stay on the cluster
         yield row
 

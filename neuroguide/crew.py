@@ -12,9 +12,9 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from diagnostics.results import FAILED, Row, write_row
+from diagnostics.results import Row
 
-from .cell import run_cell, without
+from .cell import give_up, run_cell
 from .matrix import Cell
 
 __all__ = ["DEATHS", "crew"]
@@ -52,18 +52,12 @@ def crew(cells: Sequence[Cell], folder: Path, *, workers: int) -> Iterator[Row]:
                     if deaths[cell.name] < DEATHS:
                         waiting.append(cell)
                         continue
-                    row = _given_up(cell, folder)
+                    why = f"its process died {DEATHS} times, as one does that is out of memory"
+                    row = give_up(folder / cell.name, cell.name, cell.config, why)
                 yield row
     finally:
         for hand in hands:
             hand.stop()
-
-
-def _given_up(cell: Cell, folder: Path) -> Row:
-    error = f"its process died {DEATHS} times, as one does that is out of memory"
-    row = without(cell.config, FAILED, error) | {"cell": cell.name, "path": f"cells/{cell.name}"}
-    write_row(folder / cell.name, row)
-    return row
 
 
 class _Hand:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ import zoo
 from diagnostics.compare import EXACT
 from diagnostics.rundir import RunDirectory
 from inference import parallel
+from inference.arguments import knobs_of_class
 from inference.errors import BadInput
 from inference.observation import take
 from zoo.data import DATA, Data
@@ -74,19 +74,9 @@ def build_guide(
 ) -> inference.Guide:
     """A guide of the table; its first weights depend on the seed, too, unless a knob says else."""
     cls = inference.GUIDES[name]
-    seeds = {"seed": seed} if _takes(cls, "seed") else {}
+    seeded = isinstance(cls, type) and "seed" in knobs_of_class(cls)
+    seeds = {"seed": seed} if seeded else {}
     return cls(model, **{**seeds, **knobs})
-
-
-def _takes(builder: Any, knob: str) -> bool:
-    """Whether a class has a knob, its own or that of a base to which it hands the rest."""
-    for one in getattr(builder, "__mro__", (builder,)):
-        known = inspect.signature(one).parameters
-        if knob in known:
-            return True
-        if not any(p.kind is p.VAR_KEYWORD for p in known.values()):
-            return False
-    return False
 
 
 def fit_guides(
