@@ -157,6 +157,8 @@ def test_the_store_has_a_row_and_draws_for_each_cell(truth):
     assert set(tree.children) == {"exact", "mean_field_encoder"}
     sizes = tree["mean_field_encoder/posterior"].sizes
     assert (sizes["chain"], sizes["draw"], sizes["problem"]) == (2, 30, 2)
+    speed = table.draws_per_second.sel(cell="banana-mean_field_encoder-own-1")
+    np.testing.assert_allclose(speed * tree["mean_field_encoder"].attrs["seconds"], 30 * 2 * 2)
     cube = truth.matrix("sd_ratio", "value")
     assert cube.sizes == {"model": 2, "guide": 2, "objective": 1, "seed": 1}
     one = cube.sel(model="banana", guide="mean_field_encoder", objective="own", seed=1)
